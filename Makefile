@@ -1,0 +1,45 @@
+# Everything runs in .venv, which the first command sets up and which follows settings.ini.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/ready
+BEGAN := $(shell date +%s)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup study test export hooks unhook clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(READY)  ## the environment .venv, made once (PYTHON=python3.12 chooses the interpreter)
+
+# .venv.unfinished marks an interrupted set-up: the next one starts from an empty environment.
+$(READY): settings.ini setup.py pyproject.toml
+	@if [ ! -d .venv ] || [ -e .venv.unfinished ]; then touch .venv.unfinished && $(PYTHON) -m venv --clear .venv; fi
+	@touch .venv.unfinished
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@ && rm .venv.unfinished
+
+study: $(READY)  ## the main job: the quick grid on real digits (ARGS='--seeds 3' and the like)
+	$(BIN)/gcnn_stn_study --grid quick $(ARGS)
+
+test: $(READY)  ## the proof: every chapter, the pages, the wheel
+	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) && \
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
+	$(BIN)/python -m pytest tests $(ARGS)
+
+export: $(READY)  ## after editing notebooks: clean them, write the package and the README
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tests/book.py
+
+hooks: $(READY)  ## in this clone only: refuse commits out of step, merge notebooks by cell (undo: make unhook)
+	git config core.hooksPath .githooks
+	git config merge.nbdev-merge.driver '$(BIN)/nbdev_merge %O %A %B %P'
+
+unhook:  ## take the hooks out again
+	-git config --unset core.hooksPath
+	-git config --remove-section merge.nbdev-merge
+
+clean:  ## remove what the commands made, but not .venv and results
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache gcnn_stn/__pycache__ tests/__pycache__

@@ -1,0 +1,88 @@
+"The book's pages and its README, by pandoc, for machines without Quarto."
+import base64, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pypandoc, yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+def python(code, cwd):
+    "Run `code` in a fresh Python in the project `cwd`, for nbdev reads its settings from there."
+    env = {**os.environ, 'PYTHONPATH': str(cwd)}
+    subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, check=True)
+
+
+def copy_project(target, *names, root=ROOT):
+    "The files `names` of the project in the folder `target`: checks work on copies."
+    for name in names:
+        source = root/name
+        if source.is_dir(): shutil.copytree(source, target/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        elif source.exists(): shutil.copy(source, target/name)
+    return target
+
+
+def chapters(folder): return sorted(p for p in Path(folder).glob('*.ipynb') if not p.name.startswith('_'))
+
+
+def split_cell(source):
+    "The directives, the options and the code of a cell."
+    lines = source.split('\n')
+    head = [line[2:].strip() for line in lines if line.startswith('#|')]
+    options = yaml.safe_load('\n'.join(line for line in head if ':' in line)) or {}
+    return {line.split()[0] for line in head if line and ':' not in line}, options, '\n'.join(line for line in lines if not line.startswith('#|')).strip()
+
+
+def fence(text, classes): return f'~~~~ {{{classes}}}\n{text.rstrip()}\n~~~~'
+
+
+def show_output(output, options, figure):
+    "Markdown for one output; a picture is written to the file `figure`."
+    data = {k: ''.join(v) for k, v in output.get('data', {}).items() if not isinstance(v, dict)}
+    if output['output_type'] == 'stream': return fence(''.join(output['text']), '.output')
+    if 'image/png' in data:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        figure.write_bytes(base64.b64decode(data['image/png']))
+        alt = options.get('fig-alt', '').replace('"', "'")
+        return f'![]({figure.parent.name}/{figure.name}){{alt="{alt}"}}'
+    if 'text/markdown' in data: return data['text/markdown']
+    if 'text/html' in data: return '```{=html}\n' + data['text/html'] + '\n```'
+    return fence(data['text/plain'], '.output')
+
+
+def show_code(cell, figures, number):
+    "Markdown for a code cell and its outputs."
+    directives, options, code = split_cell(''.join(cell['source']))
+    if 'hide' in directives or options.get('include') is False: return ''
+    label = options.get('label', f'cell-{number}')
+    shown = [show_output(o, options, figures/f'{label}-{i}.png') for i, o in enumerate(cell['outputs'])] if options.get('output', True) else []
+    caption = options.get('fig-cap') or options.get('tbl-cap')
+    if shown and caption: shown = [f'::: {{#{label}}}', *shown, caption, ':::']
+    return '\n\n'.join([fence(code, '.python')]*bool(code and options.get('echo', True)) + shown)
+
+
+def to_markdown(notebook, figures):
+    "The notebook as pandoc's Markdown; its pictures go to the folder `figures`."
+    cells = json.loads(notebook.read_text())['cells']
+    return '\n\n'.join(show_code(c, figures, i) if c['cell_type'] == 'code' else ''.join(c['source']) for i, c in enumerate(cells))
+
+
+def pandoc(markdown, to, nbs=ROOT/'nbs'):
+    "Convert `markdown`; any warning is an error: an unknown citation, a dangling reference, a label used twice."
+    command = [pypandoc.get_pandoc_path(), '--from=markdown', f'--to={to}', '--wrap=none', '--mathjax', '--fail-if-warnings', f'--lua-filter={HERE/"crossref.lua"}',
+               '--citeproc', f'--bibliography={nbs/"references.bib"}', '--metadata=link-citations:true']
+    done = subprocess.run(command, input=markdown, capture_output=True, text=True)
+    if done.returncode: raise ValueError(done.stderr.strip())
+    return done.stdout
+
+
+def readme(root=ROOT, target=None):
+    "Write README.md and its figures, made from `nbs/index.ipynb`."
+    target = target or root
+    shutil.rmtree(target/'index_files', ignore_errors=True)
+    text = pandoc(to_markdown(root/'nbs'/'index.ipynb', target/'index_files'), 'gfm', root/'nbs')
+    (target/'README.md').write_text(re.sub(r'\n', '\n\n<!-- Made from nbs/index.ipynb by `make export`. -->\n', text, count=1))
+
+
+if __name__ == '__main__': readme()

@@ -1,0 +1,45 @@
+"Notebooks are clean, and the package is exactly what they export."
+import filecmp
+
+import pytest
+
+from book import ROOT, copy_project, python
+
+
+def files(project):
+    found = [p.relative_to(project) for folder in ('nbs', 'gcnn_stn') for p in (project/folder).rglob('*')]
+    return {p for p in found if p.suffix in ('.py', '.ipynb') and '.ipynb_checkpoints' not in p.parts}
+
+
+def same(a, b): return a.exists() and b.exists() and filecmp.cmp(a, b, shallow=False)
+
+
+def drift(project, scratch):
+    "Files of `project` that would change, come or go if its notebooks were cleaned and exported anew."
+    fresh = copy_project(scratch, 'settings.ini', 'pyproject.toml', 'nbs', root=project)
+    python('from nbdev.clean import nbdev_clean; nbdev_clean(); from nbdev.doclinks import nbdev_export; nbdev_export()', fresh)
+    return {str(f) for f in files(project) | files(fresh) if not same(project/f, fresh/f)}
+
+
+def test_in_step(tmp_path):
+    assert not drift(ROOT, tmp_path), 'run `make export`'
+
+
+def stain(project):
+    notebook = project/'nbs'/'00_data.ipynb'
+    notebook.write_text(notebook.read_text().replace('"execution_count": null', '"execution_count": 7', 1))
+
+
+def edit_module(project): (project/'gcnn_stn'/'data.py').open('a').write('\n')
+def add_module(project): (project/'gcnn_stn'/'orphan.py').touch()
+def lose_module(project): (project/'gcnn_stn'/'data.py').unlink()
+
+
+@pytest.mark.parametrize('fault, named', [
+    (stain, 'nbs/00_data.ipynb'), (edit_module, 'gcnn_stn/data.py'), (add_module, 'gcnn_stn/orphan.py'), (lose_module, 'gcnn_stn/data.py')])
+def test_drift_is_seen(fault, named, tmp_path):
+    project, scratch = tmp_path/'project', tmp_path/'scratch'
+    for folder in (project, scratch): folder.mkdir()
+    copy_project(project, 'settings.ini', 'pyproject.toml', 'nbs', 'gcnn_stn')
+    fault(project)
+    assert named in drift(project, scratch)
