@@ -204,16 +204,18 @@ class _Log:
         _check_finite(loss, self.lr, since)
         return ((loss*size).sum()/size.sum()).item(), (right.sum()/size.sum()).item()
 
-# %% ../nbs/09_train.ipynb #3c431a8a
+# %% ../nbs/09_train.ipynb #a321b9bc
 def _check_finite(loss, rates, since):
     "Stop at a loss that isn't a number."
     bad = loss.isfinite().logical_not().nonzero()
     if len(bad):
         i = bad[0].item()
-        raise FloatingPointError(f"loss must stay finite, got {loss[i].item()} at step {since + i + 1} of the epoch, where the learning "
-                                 f"rate was {rates[since + i]:.2g}; lower `lr`, or look for nan in the images and weights")
+        raise FloatingPointError(f"loss must stay finite, got {loss[i].item()} at step {since + i + 1} of the epoch, where the "
+                                 f"learning rate was {rates[since + i]:.2g}; lower `lr`, or look for nan in images and weights")
 
-# %% ../nbs/09_train.ipynb #3f565939
+# %% ../nbs/09_train.ipynb #df81f88c
+def _show(bar, loss, accuracy): bar.set_postfix_str(f'loss {loss:.3f}, accuracy {accuracy:.3f}', refresh=False)
+
 def _train_epoch(model, data, config, optimizer, scheduler, generator, bar, every=20):
     "Visit each image once; returns mean loss, accuracy and the last learning rate."
     (x, y), log = data, _Log()
@@ -223,8 +225,9 @@ def _train_epoch(model, data, config, optimizer, scheduler, generator, bar, ever
         loss, right = _step(model, x[idx], y[idx], degrees, optimizer, scheduler, config)
         log.add(loss, right, len(idx), lr)
         bar.update()
-        if i % every == 0: bar.set_postfix_str('loss {:.3f}, accuracy {:.3f}'.format(*log.read(i - every)), refresh=False)
+        if i % every == 0: _show(bar, *log.read(i - every))
     loss, accuracy = log.read(0)
+    _show(bar, loss, accuracy)
     return dict(loss=loss, accuracy=accuracy, lr=lr)
 
 # %% ../nbs/09_train.ipynb #beeb69ed
@@ -272,14 +275,16 @@ def save_checkpoint(
 def _plain(model): return getattr(model, '_orig_mod', model)   # what `torch.compile` has wrapped
 def _fingerprint(state): return content_hash(*(state[k] for k in sorted(state)))
 
-# %% ../nbs/09_train.ipynb #294f3b5a
+# %% ../nbs/09_train.ipynb #74a77bdf
 def _read_checkpoint(path):
     "Weights and metadata in a file, once it has been found whole."
     path = Path(path)
-    if not path.is_file(): raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which is none; correct the path or train first")
+    if not path.is_file():
+        raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which is none; correct the path or train first")
     try:
         with safe_open(path, 'pt') as f: state, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except SafetensorError as e: raise ValueError(f"checkpoint must be a whole safetensors file, got {str(path)!r} ({e}); write it anew") from e
+    except SafetensorError as e:
+        raise ValueError(f"checkpoint must be a whole safetensors file, got {str(path)!r} ({e}); write it anew") from e
     if about.get('sha256', _fingerprint(state)) != _fingerprint(state):
         raise ValueError(f"checkpoint must hold what was written, got {str(path)!r} with other numbers; write it anew")
     return state, about

@@ -11,7 +11,8 @@ ROOT = HERE.parent
 def python(code, cwd):
     "Run `code` in a fresh Python in the project `cwd`, for nbdev reads its settings from there."
     env = {**os.environ, 'PYTHONPATH': str(cwd)}
-    subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, check=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode: raise ValueError(done.stdout)
 
 
 def copy_project(target, *names, root=ROOT):

@@ -13,7 +13,8 @@ CHAPTERS = [p.name for p in chapters(NBS)]
 def pages(tmp_path_factory):
     "The notebooks as nbdev hands them to Quarto."
     project = copy_project(tmp_path_factory.mktemp('book'), 'settings.ini', 'gcnn_stn', 'nbs')
-    python('from nbdev.serve import proc_nbs; proc_nbs(n_workers=2)', project)
+    try: python('from nbdev.serve import proc_nbs; proc_nbs(n_workers=2)', project)
+    except ValueError as e: pytest.fail(str(e)[-1500:], pytrace=False)   # nbdev names the notebook and the cell
     return project/'_proc'
 
 
