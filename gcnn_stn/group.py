@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['check_group', 'FiniteGroup', 'CyclicGroup', 'DihedralGroup', 'transform_image', 'act']
 
-# %% ../nbs/01_group.ipynb #21ab5aee
+# %% ../nbs/01_group.ipynb #f7b67b73
 import math
 from collections.abc import Iterable
+from numbers import Integral
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,11 +79,11 @@ class CyclicGroup(FiniteGroup):
         g, angle = torch.arange(n), 2*math.pi*torch.arange(n, dtype=torch.float64)/n
         super().__init__((g[:, None] + g) % n, _rotation(angle), f'C{n}')
 
-# %% ../nbs/01_group.ipynb #eace5b1d
+# %% ../nbs/01_group.ipynb #0870700f
 def _positive(order):
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+    if isinstance(order, bool) or not isinstance(order, Integral) or order < 1:
         raise ValueError(f"order must be a positive integer, got {order!r}; the trivial group is CyclicGroup(1)")
-    return order
+    return int(order)
 
 def _rotation(angle):
     c, s = torch.cos(angle), torch.sin(angle)

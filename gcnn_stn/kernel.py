@@ -6,8 +6,9 @@
 __all__ = ['BASES', 'pixel_basis', 'interpolated_basis', 'rings', 'harmonics', 'harmonic_basis', 'basis_operator',
            'lifting_filters', 'relative_pose', 'group_filters', 'weight_std']
 
-# %% ../nbs/03_kernel.ipynb #d27fbf20
+# %% ../nbs/03_kernel.ipynb #8d50c0b4
 import math
+from numbers import Integral
 import torch
 from torch import Tensor
 from .group import FiniteGroup, transform_image
@@ -67,7 +68,7 @@ def harmonic_basis(group:FiniteGroup, kernel_size:int)->Tensor: # (G, P, k²), e
 BASES = {'pixel': pixel_basis, 'bilinear': interpolated_basis, 'harmonic': harmonic_basis,
          'bicubic': lambda group, k: interpolated_basis(group, k, 'bicubic')}
 
-# %% ../nbs/03_kernel.ipynb #fe041581
+# %% ../nbs/03_kernel.ipynb #15099035
 def basis_operator(
     group:FiniteGroup,
     kernel_size:int,     # k, odd
@@ -77,7 +78,7 @@ def basis_operator(
     if basis is None: basis = 'pixel' if all(group.lattice) else 'harmonic'
     if basis not in BASES:
         raise ValueError(f"basis must be one of {', '.join(BASES)} or None, got {basis!r}")
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+    if isinstance(kernel_size, bool) or not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, so that a kernel has a central pixel to turn about, got {kernel_size!r}")
     return _shuffle_lattice(group, BASES[basis](group, kernel_size), kernel_size)
 

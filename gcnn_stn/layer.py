@@ -6,8 +6,9 @@
 __all__ = ['REDUCE', 'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'GroupLayerNorm', 'GroupMaxPool2d', 'GroupAvgPool2d',
            'Downsample2d', 'GroupPool', 'GlobalPool', 'check_module']
 
-# %% ../nbs/04_layer.ipynb #6e9d168b
+# %% ../nbs/04_layer.ipynb #2966b119
 import copy, io, pickle
+from numbers import Integral
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,13 +16,13 @@ from torch.func import functional_call, stack_module_state, vmap
 from .group import FiniteGroup
 from .kernel import basis_operator, group_filters, lifting_filters, relative_pose, weight_std
 
-# %% ../nbs/04_layer.ipynb #eccccb07
+# %% ../nbs/04_layer.ipynb #f87b2640
 def _check(ok, message):
     if not ok: raise ValueError(message)
 
 def _whole(name, value, least):
     "A whole number of at least `least`, or a ValueError that says which one isn't."
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
     _check(ok, f"{name} must be a whole number of at least {least}, got {value!r}")
 
 def _check_group(group):

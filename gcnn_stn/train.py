@@ -84,7 +84,7 @@ def make_optimizer(
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
 
-# %% ../nbs/09_train.ipynb #0629fb2b
+# %% ../nbs/09_train.ipynb #71f8c825
 @contextmanager
 def same_mode(
     model:nn.Module,  # with submodules in train or eval mode
@@ -101,15 +101,17 @@ def pick_device(
 )->torch.device:
     "Where to compute."
     if device is None: return next(model.parameters(), torch.empty(0)).device
-    if device != 'auto': return torch.device(device)
-    return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try: return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device must be 'auto' or one that torch can use here, got {str(device)!r} ({str(e).splitlines()[0]})") from e
 
-# %% ../nbs/09_train.ipynb #28eb4499
+# %% ../nbs/09_train.ipynb #059cb3f7
 @torch.no_grad()
 def predict(
     model:nn.Module,      # maps (B, C, H, W) to (B, K); moved to `device`
     x:Tensor,             # images (N, C, H, W), uint8 or in [0, 1]
-    *, batch_size:int=500,
+    *, batch_size:int=100,  # small enough for the cache
     degrees:Tensor=None,  # turn the images by (N,); None leaves them
     device=None,          # as for `fit`
     mean:float=MNIST_MEAN, std:float=MNIST_STD,
