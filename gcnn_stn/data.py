@@ -167,7 +167,7 @@ def _check_rotate(x, degrees):
     if degrees.shape != x.shape[:1]:
         raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, got {tuple(degrees.shape)}")
 
-# %% ../nbs/00_data.ipynb #de69fe18
+# %% ../nbs/00_data.ipynb #0c72d018
 def rotate(
     x:Tensor,        # images (B, C, H, W), floating or uint8
     degrees:Tensor,  # counter-clockwise angles (B,)
@@ -175,7 +175,7 @@ def rotate(
     "Turn each image about its centre: bilinear, filled with 0, as torchvision's `RandomRotation` does."
     degrees = torch.as_tensor(degrees, device=x.device)
     _check_rotate(x, degrees)
-    f = x if x.dtype == torch.float64 else x.float()       # halves can't tell pixels apart
+    f = x if x.dtype == torch.float64 else x.float()       # half precision can't tell places apart
     grid = rotation_grid(degrees, *x.shape[-2:], f.dtype)
     f = torch.cat([f, torch.ones_like(f[:, :1])], dim=1)   # (B, C+1, H, W): the mask goes along
     f = F.grid_sample(f, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
