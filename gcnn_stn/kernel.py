@@ -6,12 +6,12 @@
 __all__ = ['BASES', 'pixel_basis', 'interpolated_basis', 'rings', 'harmonics', 'harmonic_basis', 'basis_operator',
            'lifting_filters', 'relative_pose', 'group_filters', 'weight_std']
 
-# %% ../nbs/03_kernel.ipynb #8d50c0b4
+# %% ../nbs/03_kernel.ipynb #558cae23
 import math
 from numbers import Integral
 import torch
 from torch import Tensor
-from .group import FiniteGroup, transform_image
+from .group import FiniteGroup, on_cpu, transform_image
 
 # %% ../nbs/03_kernel.ipynb #e2b9e8e5
 def pixel_basis(
@@ -33,14 +33,14 @@ def interpolated_basis(
     unit = torch.eye(kernel_size**2, dtype=torch.float64).unflatten(1, (1, kernel_size, kernel_size))
     return torch.stack([transform_image(unit, group.matrix(g), mode).flatten(1) for g in group.elements()])
 
-# %% ../nbs/03_kernel.ipynb #0e858be5
+# %% ../nbs/03_kernel.ipynb #bfc4cda6
 def rings(
     kernel_size:int, # k, odd
 )->list:             # (radius ϱ in pixels, width σ, band limit M) of each ring
     "Smooth rings that a k × k grid can hold, and the fastest wave on each."
     last = kernel_size//2
     inner = [(0, .5, 0)] + [(r, .6, min(r + 1, 4)) for r in range(1, last)]
-    return inner + [(last, {1: .35, 2: .4}.get(last, .45), 2)] if last else inner
+    return inner + [(last, {1: .35}.get(last, .42), 2)] if last else inner
 
 # %% ../nbs/03_kernel.ipynb #169e46ef
 def harmonics(
@@ -68,7 +68,8 @@ def harmonic_basis(group:FiniteGroup, kernel_size:int)->Tensor: # (G, P, k²), e
 BASES = {'pixel': pixel_basis, 'bilinear': interpolated_basis, 'harmonic': harmonic_basis,
          'bicubic': lambda group, k: interpolated_basis(group, k, 'bicubic')}
 
-# %% ../nbs/03_kernel.ipynb #15099035
+# %% ../nbs/03_kernel.ipynb #9036321f
+@on_cpu
 def basis_operator(
     group:FiniteGroup,
     kernel_size:int,     # k, odd

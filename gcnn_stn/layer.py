@@ -6,11 +6,12 @@
 __all__ = ['REDUCE', 'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'GroupLayerNorm', 'GroupMaxPool2d', 'GroupAvgPool2d',
            'Downsample2d', 'GroupPool', 'GlobalPool', 'check_module']
 
-# %% ../nbs/04_layer.ipynb #2966b119
+# %% ../nbs/04_layer.ipynb #b7550baa
 import copy, io, pickle
 from numbers import Integral
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from .group import FiniteGroup
@@ -29,47 +30,59 @@ def _check_group(group):
     _check(isinstance(group, FiniteGroup), f"group must be a group such as CyclicGroup(8), got {group!r}; "
            "stride, padding and all that follows are given by name: stride=2")
 
-# %% ../nbs/04_layer.ipynb #0c6002db
+# %% ../nbs/04_layer.ipynb #f8cbdb2f
+def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups):
+    _check_group(group)
+    for name, v, least in (('in_channels', in_channels, 1), ('out_channels', out_channels, 1), ('stride', stride, 1),
+                           ('padding', padding, 0), ('dilation', dilation, 1), ('groups', groups, 1)): _whole(name, v, least)
+    _check(in_channels % groups == 0 and out_channels % groups == 0,
+           f"groups must divide both channel numbers, got groups={groups} for {in_channels} → {out_channels} channels")
+
+# %% ../nbs/04_layer.ipynb #95443b0f
 class _GroupConvBase(nn.Module):
     "What lifting and group convolution share: arguments, operator, weights."
     def __init__(self, in_channels, out_channels, kernel_size, group, stride, padding, dilation, groups, bias, basis,
                  device, dtype, poses):
         super().__init__()
-        _check_group(group)
-        for name, v, least in (('in_channels', in_channels, 1), ('out_channels', out_channels, 1), ('stride', stride, 1),
-                               ('padding', padding, 0), ('dilation', dilation, 1), ('groups', groups, 1)): _whole(name, v, least)
-        _check(in_channels % groups == 0 and out_channels % groups == 0,
-               f"groups must divide both channel numbers, got groups={groups} for {in_channels} → {out_channels} channels")
+        _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups)
         self.in_channels, self.out_channels, self.kernel_size, self.group = in_channels, out_channels, kernel_size, group
         self.stride, self.padding, self.dilation, self.groups, self.basis = stride, padding, dilation, groups, basis
-        R, like = basis_operator(group, kernel_size, basis), dict(device=device, dtype=dtype or torch.get_default_dtype())
-        self.register_buffer('R', R.to(**like), persistent=False)              # (G, P, k²)
+        R, like = basis_operator(group, kernel_size, basis), dict(device=device, dtype=dtype)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels//groups, *poses, R.shape[1], **like))
         self.bias = nn.Parameter(torch.empty(out_channels, **like)) if bias else None
+        self.register_buffer('R', R.to(self.weight), persistent=False)         # (G, P, k²)
+        self.std = weight_std(self.weight[0].numel()//R.shape[1], R)
         self.reset_parameters()
 
-# %% ../nbs/04_layer.ipynb #90ee9a85
+# %% ../nbs/04_layer.ipynb #79a7425a
+@patch
 @torch.no_grad()
-def _reset_parameters(self):
+def reset_parameters(self:_GroupConvBase):
     "Draw new weights that keep the power of a signal; the bias starts at 0."
-    fan = self.weight[0].numel()//self.weight.shape[-1]
-    self.weight.normal_(0, weight_std(fan, self.R))
+    self.weight.normal_(0, self.std)
     if self.bias is not None: self.bias.zero_()
 
-def _convolve(self, x, filters):
+@patch
+def _apply(self:_GroupConvBase, fn, recurse=True):
+    nn.Module._apply(self, fn, recurse)
+    self.R = basis_operator(self.group, self.kernel_size, self.basis).to(self.weight)
+    return self
+
+@patch
+def extra_repr(self:_GroupConvBase):
+    return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, group={self.group}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, basis={self.basis!r}, weights={self.R.shape[1]}")
+
+# %% ../nbs/04_layer.ipynb #f7a21f58
+@patch
+def _convolve(self:_GroupConvBase, x, filters):
     "(B, C·…, H, W) → (B, C_out, G, H', W')"
-    reach = self.dilation*(self.kernel_size - 1) + 1
-    _check(min(x.shape[-2:]) + 2*self.padding >= reach, f"the kernel reaches over {reach} pixels, but the padded image has "
-           f"{x.shape[-2] + 2*self.padding}×{x.shape[-1] + 2*self.padding}; use a larger image, padding or a smaller kernel")
+    reach, (H, W) = self.dilation*(self.kernel_size - 1) + 1, x.shape[-2:]
+    _check(min(H, W) + 2*self.padding >= reach, f"the kernel reaches over {reach} pixels, but the padded image has "
+           f"{H + 2*self.padding}×{W + 2*self.padding}; use a larger image, more padding or a smaller kernel")
     bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
     y = F.conv2d(x, filters, bias, self.stride, self.padding, self.dilation, self.groups)
     return y.unflatten(1, (-1, self.group.order))                               # (B, C_out·G, …) → (B, C_out, G, …)
-
-def _extra_repr(self):
-    return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, group={self.group}, stride={self.stride}, "
-            f"padding={self.padding}, basis={self.basis!r}, weights={self.R.shape[1]}")
-
-_GroupConvBase.reset_parameters, _GroupConvBase._convolve, _GroupConvBase.extra_repr = _reset_parameters, _convolve, _extra_repr
 
 # %% ../nbs/04_layer.ipynb #0eb5fe65
 class LiftingConv2d(_GroupConvBase):
@@ -90,7 +103,7 @@ class LiftingConv2d(_GroupConvBase):
                f"{tuple(x.shape)}; group features go to GroupConv2d")
         return self._convolve(x, lifting_filters(self.weight, self.R))
 
-# %% ../nbs/04_layer.ipynb #d0f053b5
+# %% ../nbs/04_layer.ipynb #51ed34bd
 class GroupConv2d(_GroupConvBase):
     "Group features to group features: convolution over positions and poses (Cohen & Welling 2016, eq. 11)."
     def __init__(self,
@@ -101,10 +114,13 @@ class GroupConv2d(_GroupConvBase):
         basis:str|None=None, # 'pixel', 'harmonic', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
         device=None, dtype=None,
     ):
-        _check_group(group)
         super().__init__(in_channels, out_channels, kernel_size, group, stride, padding, dilation, groups, bias, basis,
-                         device, dtype, (group.order,))
-        self.register_buffer('relative', relative_pose(group).to(device), persistent=False)   # (G, G), g⁻¹h
+                         device, dtype, (getattr(group, 'order', 1),))
+        self.register_buffer('relative', relative_pose(group).to(self.weight.device), persistent=False)   # (G, G), g⁻¹h
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse).relative = relative_pose(self.group).to(self.weight.device)
+        return self
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, G, H, W) → (B, C_out, G, H', W')
         _check(x.ndim == 5 and x.shape[1:3] == (self.in_channels, self.group.order), f"a group convolution takes features "

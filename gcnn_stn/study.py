@@ -36,7 +36,7 @@ def build(contender:str)->torch.nn.Module: # a key of `CONTENDERS`
     kwargs = {k: v for k, v in CONTENDERS[contender].items() if k not in ('label', 'model')}
     return MODELS[CONTENDERS[contender]['model']](**kwargs)
 
-# %% ../nbs/10_study.ipynb #f0833bc7
+# %% ../nbs/10_study.ipynb #c2754a73
 REGIMES = ('upright', 'rotated')
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Run:
     config:TrainConfig
 
     @property
-    def id(self)->str: return f'{self.contender}-{self.grid}-{self.regime}-s{self.seed}'
+    def id(self)->str:
+        size = '' if (self.digits, self.config.epochs) == (10_000, 2) else f'-n{self.digits}-e{self.config.epochs}'
+        return f'{self.contender}-{self.grid}{size}-{self.regime}-s{self.seed}'
 
 # %% ../nbs/10_study.ipynb #46fea6bb
 def quick_grid(
@@ -66,22 +68,22 @@ def quick_grid(
 
 GRIDS = {'quick': quick_grid}
 
-# %% ../nbs/10_study.ipynb #f309b819
+# %% ../nbs/10_study.ipynb #a3bbe3e0
 @dataclass
 class StudyData:
     "What the runs of a study share; images are uint8 (N, 1, 28, 28)."
     train:tuple   # images and labels, all 60,000
     test:tuple    # images and labels, upright
     rotated:tuple # the same, turned once
-    hash:str      # of all of them
+    hash:str      # of the digits, the labels and the angles
 
 def load_data(
     seed:int=0, # of the test angles
 )->StudyData:
     "MNIST, and its test set turned once."
     train, (x, y) = mnist(True), mnist(False)
-    turned, _ = rotate_once(x, seed)
-    return StudyData(train, (x, y), (turned, y), content_hash(*train, x, y, turned))
+    turned, degrees = rotate_once(x, seed)
+    return StudyData(train, (x, y), (turned, y), content_hash(*train, x, y, degrees))
 
 # %% ../nbs/10_study.ipynb #f5b3e83e
 ANGLES = tuple(range(0, 360, 15)) # degrees
