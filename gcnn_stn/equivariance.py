@@ -55,10 +55,11 @@ def smooth_images(
     window = torch.cos(torch.hypot(p[:, None], p).clamp(max=1)*torch.pi/2)**2
     return (x*window/(x*window).square().mean((1, 2, 3), keepdim=True).sqrt()).to(dtype)
 
-# %% ../nbs/02_equivariance.ipynb #e07e408c
+# %% ../nbs/02_equivariance.ipynb #6dbf71eb
 def size_rule(
     size:int,        # height or width H of the input
     kernel_size:int, stride:int=1, padding:int=0, dilation:int=1,
 )->bool:
     "Do the windows of a convolution or pooling end flush with the image, so that they look at symmetric places?"
+    if stride < 1: raise ValueError(f"stride must be at least 1, got {stride}")
     return (size + 2*padding - dilation*(kernel_size - 1) - 1) % stride == 0

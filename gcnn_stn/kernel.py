@@ -68,7 +68,7 @@ def harmonic_basis(group:FiniteGroup, kernel_size:int)->Tensor: # (G, P, k²), e
 BASES = {'pixel': pixel_basis, 'bilinear': interpolated_basis, 'harmonic': harmonic_basis,
          'bicubic': lambda group, k: interpolated_basis(group, k, 'bicubic')}
 
-# %% ../nbs/03_kernel.ipynb #9036321f
+# %% ../nbs/03_kernel.ipynb #68b0338c
 @on_cpu
 def basis_operator(
     group:FiniteGroup,
@@ -80,7 +80,7 @@ def basis_operator(
     if basis not in BASES:
         raise ValueError(f"basis must be one of {', '.join(BASES)} or None, got {basis!r}")
     if isinstance(kernel_size, bool) or not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, so that a kernel has a central pixel to turn about, got {kernel_size!r}")
+        raise ValueError(f"kernel_size must be odd, one whole number with a central pixel to turn about, got {kernel_size!r}; use 3, 5, 7, …")
     return _shuffle_lattice(group, BASES[basis](group, kernel_size), kernel_size)
 
 # %% ../nbs/03_kernel.ipynb #8f0a06e6

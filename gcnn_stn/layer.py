@@ -17,14 +17,14 @@ from torch.func import functional_call, stack_module_state, vmap
 from .group import FiniteGroup
 from .kernel import basis_operator, group_filters, lifting_filters, relative_pose, weight_std
 
-# %% ../nbs/04_layer.ipynb #f87b2640
+# %% ../nbs/04_layer.ipynb #93f36e31
 def _check(ok, message):
     if not ok: raise ValueError(message)
 
 def _whole(name, value, least):
     "A whole number of at least `least`, or a ValueError that says which one isn't."
     ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-    _check(ok, f"{name} must be a whole number of at least {least}, got {value!r}")
+    _check(ok, f"{name} must be one whole number of at least {least}, got {value!r}" + "; for 'same' use dilation*(kernel_size-1)//2"*(value == 'same'))
 
 def _check_group(group):
     _check(isinstance(group, FiniteGroup), f"group must be a group such as CyclicGroup(8), got {group!r}; "
@@ -127,9 +127,9 @@ class GroupConv2d(_GroupConvBase):
                f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}; lift images with LiftingConv2d")
         return self._convolve(x.flatten(1, 2), group_filters(self.weight, self.R, self.relative))
 
-# %% ../nbs/04_layer.ipynb #a3bb0f56
-def _check_feature(x, channels):
-    _check(x.ndim == 5 and x.shape[1] == channels, f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
+# %% ../nbs/04_layer.ipynb #0284d941
+def _check_feature(x, channels='C'):
+    _check(x.ndim == 5 and channels in ('C', x.shape[1]), f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
 
 # %% ../nbs/04_layer.ipynb #3d87ac2d
 class GroupBatchNorm(nn.BatchNorm3d):
@@ -147,33 +147,38 @@ class GroupLayerNorm(nn.GroupNorm):
         _check_feature(x, self.num_channels)
         return super().forward(x)
 
-# %% ../nbs/04_layer.ipynb #3d9343bf
-class GroupMaxPool2d(nn.MaxPool2d):
-    "`nn.MaxPool2d` in every pose."
+# %% ../nbs/04_layer.ipynb #cc308f32
+class _PerPose:
+    "Fold the poses into the channels, pool, unfold."
+    def __init__(self, kernel_size:int, stride:int|None=None, padding:int=0): # as in `nn.MaxPool2d`; stride None: kernel_size
+        for name, v, least in (('kernel_size', kernel_size, 1), ('stride', kernel_size if stride is None else stride, 1), ('padding', padding, 0)): _whole(name, v, least)
+        super().__init__(kernel_size, stride, padding)
+
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
-        _check(x.ndim == 5, f"a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        _check_feature(x)
+        _check(min(x.shape[-2:]) + 2*self.padding >= self.kernel_size, f"the window reaches over {self.kernel_size} pixels, but the image has "
+               f"{x.shape[-2]}×{x.shape[-1]}; use a smaller window or a larger image")
         return super().forward(x.flatten(1, 2)).unflatten(1, (-1, x.shape[2]))
 
-class GroupAvgPool2d(nn.AvgPool2d):
-    "`nn.AvgPool2d` in every pose."
-    def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
-        _check(x.ndim == 5, f"a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
-        return super().forward(x.flatten(1, 2)).unflatten(1, (-1, x.shape[2]))
+class GroupMaxPool2d(_PerPose, nn.MaxPool2d): "`nn.MaxPool2d` in every pose."
 
-# %% ../nbs/04_layer.ipynb #c755f86b
+class GroupAvgPool2d(_PerPose, nn.AvgPool2d): "`nn.AvgPool2d` in every pose."
+
+# %% ../nbs/04_layer.ipynb #700eb3ae
 class Downsample2d(nn.Module):
     "Halve height and width by averaging, exact under quarter turns at every size."
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H//2, W//2); odd sizes: (H-1)/2
+        _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
         H, W = x.shape[-2:]
         _check(min(H, W) >= 2, f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; use fewer halvings or a larger image")
         window = (2 + H % 2, 2 + W % 2)
         return F.avg_pool2d(x.flatten(1, -3), window, 2).unflatten(1, x.shape[1:-2])
 
-# %% ../nbs/04_layer.ipynb #8d6fd376
+# %% ../nbs/04_layer.ipynb #f8513988
 REDUCE = {'mean': Tensor.mean, 'max': Tensor.amax}
 
 def _check_reduce(name, value):
-    _check(value in REDUCE, f"{name} must be 'mean' or 'max', got {value!r}")
+    _check(value in list(REDUCE), f"{name} must be 'mean' or 'max', got {value!r}")
 
 class GroupPool(nn.Module):
     "Pool over poses: an equivariant group feature becomes an equivariant image."
@@ -182,26 +187,26 @@ class GroupPool(nn.Module):
         _check_reduce('reduce', reduce); self.reduce = reduce
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, H, W)
-        _check(x.ndim == 5, f"a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        _check_feature(x)
         return REDUCE[self.reduce](x, 2)
 
-# %% ../nbs/04_layer.ipynb #a71c397f
+# %% ../nbs/04_layer.ipynb #736f4165
 class GlobalPool(nn.Module):
     "Pool over positions, then over poses: what is left is invariant."
     def __init__(self,
         space:str='mean', # over positions, 'mean' or 'max'
-        group:str='max',  # over poses, 'mean' or 'max'
+        pose:str='max',   # over poses, 'mean' or 'max'
     ):
         super().__init__()
-        _check_reduce('space', space); _check_reduce('group', group)
-        self.space, self.over_group = space, group
+        _check_reduce('space', space); _check_reduce('pose', pose)
+        self.space, self.pose = space, pose
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C)
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
         x = REDUCE[self.space](x, (-2, -1))
-        return REDUCE[self.over_group](x, 2) if x.ndim == 3 else x
+        return REDUCE[self.pose](x, 2) if x.ndim == 3 else x
 
-# %% ../nbs/04_layer.ipynb #a79bb56c
+# %% ../nbs/04_layer.ipynb #a5996179
 def _same(a, b, tol, what):
     if a.shape != b.shape or not torch.allclose(a.float(), b.float(), rtol=tol, atol=tol, equal_nan=False):
         raise AssertionError(f"{what}: the result differs" + (f" by {(a - b).abs().max():.1e}" if a.shape == b.shape else " in shape"))
@@ -209,7 +214,9 @@ def _same(a, b, tol, what):
 def _check_copies(module, x, y):
     "Pickle, deepcopy and a state dict through a file give the same module."
     buffer = io.BytesIO(); torch.save(module.state_dict(), buffer); buffer.seek(0)
-    loaded = copy.deepcopy(module); loaded.load_state_dict(torch.load(buffer, weights_only=True))
+    loaded = copy.deepcopy(module)
+    for t in loaded.state_dict().values(): t.zero_()
+    loaded.load_state_dict(torch.load(buffer, weights_only=True))
     for what, twin in (('pickle', pickle.loads(pickle.dumps(module))), ('deepcopy', copy.deepcopy(module)), ('state_dict', loaded)):
         _same(twin(x), y, 1e-6, what)
     keys = list(module.state_dict())
@@ -234,15 +241,17 @@ def _check_batches(module, x, y):
         if twin(x[..., :-2]).shape[:2] != y.shape[:2]: raise AssertionError("oblong image: wrong shape")
         if not all(b.isfinite().all() for b in twin.buffers()): raise AssertionError("batch of 0: buffers spoilt")
 
-# %% ../nbs/04_layer.ipynb #ae51dbec
+# %% ../nbs/04_layer.ipynb #6ae66747
 def _check_transforms(module, x, y, backend):
     "`torch.compile` without a graph break, and `vmap` over stacked modules."
     torch._dynamo.reset()
     _same(torch.compile(module, fullgraph=True, backend=backend)(x), y, 1e-4, 'compile')
-    twins = [copy.deepcopy(module) for _ in range(2)]
+    twins = [module, copy.deepcopy(module)]
+    for p in twins[1].parameters(): p.mul_(1.1)
     params, buffers = stack_module_state(twins)
-    both = vmap(lambda p, b: functional_call(module, (p, b), (x,)))(params, buffers) if params or buffers else y.expand(2, *y.shape)
-    for one in both: _same(one, y, 1e-4, 'vmap')
+    if not params and not buffers: return
+    both = vmap(lambda p, b: functional_call(twins[0], (p, b), (x,)))(params, buffers)
+    for twin, one in zip(twins, both): _same(one, twin(x), 1e-4, 'vmap')
 
 # %% ../nbs/04_layer.ipynb #f6fd3c3b
 @torch.no_grad()

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['Classifier', 'count_parameters', 'count_flops', 'published_gcnn', 'published_stcnn', 'GCNN', 'CNN', 'STCNN']
 
-# %% ../nbs/06_model.ipynb #eae8083f
+# %% ../nbs/06_model.ipynb #0dab5653
 import copy, math
+from numbers import Integral
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from .group import CyclicGroup, FiniteGroup
 from .layer import Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d, GroupLayerNorm, GroupMaxPool2d, LiftingConv2d
 from .stn import LocalizationNet, SpatialLayerNorm, SpatialTransformer, published_transformer
 
-# %% ../nbs/06_model.ipynb #e4e04e80
+# %% ../nbs/06_model.ipynb #60e87b32
 class Classifier(nn.Module):
     "Named blocks, a global pooling, and a linear classifier on what is left."
     def __init__(self,
@@ -24,6 +26,7 @@ class Classifier(nn.Module):
         smallest:int=1,  # height and width that the blocks need at least
     ):
         super().__init__()
+        _check_whole(classes=classes, in_channels=in_channels)
         self.in_channels, self.smallest = in_channels, smallest
         self.blocks, self.pool, self.classifier = nn.Sequential(), pool, nn.Linear(features, classes)
         for name, block in blocks.items(): self.blocks.add_module(name, block)
@@ -35,16 +38,23 @@ class Classifier(nn.Module):
     def forward(self, x:Tensor)->Tensor: # normalised images (B, C, H, W) → logits (B, classes)
         return self.classifier(self.embed(x))
 
-# %% ../nbs/06_model.ipynb #9e95a5cb
-def _activations(self, x:Tensor)->dict: # block name → its output
-    "What each block makes of the images `x` (B, C, H, W)."
+# %% ../nbs/06_model.ipynb #a036cc70
+@patch
+def activations(self:Classifier,
+    x:Tensor, # normalised images (B, C, H, W)
+)->dict:      # block name → its output
+    "What each block makes of the images."
     _check_images(x, self.in_channels, self.smallest)
     out = {}
     for name, block in self.blocks.named_children(): x = out[name] = block(x)
     return out
-Classifier.activations = _activations
 
-# %% ../nbs/06_model.ipynb #4f00e249
+# %% ../nbs/06_model.ipynb #fc5563e8
+def _check_whole(**sizes):
+    for name, value in sizes.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
 def _check_images(x, channels, smallest):
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"images (B, {channels}, H, W) are wanted, got {tuple(x.shape)}; give a single image a batch axis: x[None]")
@@ -80,13 +90,14 @@ def _published_conv(layer):
 def _group_block(conv, channels):
     return nn.Sequential(_published_conv(conv), GroupLayerNorm(channels, affine=False), nn.ReLU())
 
-# %% ../nbs/06_model.ipynb #2ca83208
+# %% ../nbs/06_model.ipynb #72c40fd1
 def published_gcnn(
     order:int=4,     # rotations n
     layers:int=2,    # group convolutions L after lifting
     channels:int=16, # in every layer
 )->Classifier:       # for normalised images (B, 1, 28, 28)
     "The group equivariant network of the published study, weight for weight."
+    _check_whole(layers=layers, channels=channels)
     group, kwargs = CyclicGroup(order), dict(bias=False, basis='bilinear')
     blocks = {'lift': _group_block(LiftingConv2d(1, channels, 5, group, padding=1, **kwargs), channels)}
     for i in range(1, layers + 1):
@@ -94,7 +105,7 @@ def published_gcnn(
         blocks[f'group{i}'] = _group_block(GroupConv2d(channels, channels, 5, group, **kwargs), channels)
     return Classifier(blocks, GlobalPool('mean', 'mean'), channels, 10, 1, smallest=2 + 5*layers)
 
-# %% ../nbs/06_model.ipynb #e8f5572d
+# %% ../nbs/06_model.ipynb #3bcd6dac
 def published_stcnn(
     mode:str='single',       # a transformer before the first block, or 'multi': before every block
     layers:int=3,            # convolutions L
@@ -104,6 +115,7 @@ def published_stcnn(
 )->Classifier:               # for normalised images (B, 1, 28, 28)
     "The spatial transformer network of the published study, weight for weight."
     if mode not in ('single', 'multi'): raise ValueError(f"mode must be 'single' or 'multi', got {mode!r}")
+    _check_whole(layers=layers, channels=channels)
     blocks = {}
     for i in range(1, layers + 1):
         c = 1 if i == 1 else channels
@@ -112,18 +124,20 @@ def published_stcnn(
         if 1 < i < layers: blocks[f'pool{i - 1}'] = nn.MaxPool2d(2, 1)
     return Classifier(blocks, GlobalPool('mean'), channels, 10, 1, smallest=5*layers - 1)
 
-# %% ../nbs/06_model.ipynb #1fb847ff
+# %% ../nbs/06_model.ipynb #60895a1d
 def _check_widths(channels, kernel_sizes):
-    if len(channels) != len(kernel_sizes) or not len(channels):
-        raise ValueError(f"channels and kernel_sizes must be equally many and at least one, got {channels} and {kernel_sizes}")
+    if not all(isinstance(v, (tuple, list)) for v in (channels, kernel_sizes)) or len(channels) != len(kernel_sizes) or not channels:
+        raise ValueError(f"channels and kernel_sizes must be two tuples of the same length, one entry per block, got {channels} and {kernel_sizes}")
+    for c, k in zip(channels, kernel_sizes): _check_whole(channels=c, kernel_sizes=k)
+    if any(k % 2 == 0 for k in kernel_sizes): raise ValueError(f"kernel_sizes must be odd, got {kernel_sizes}; use 3, 5 or 7")
 
 def _stack(make, channels, kernel_sizes, in_channels):
-    "Blocks block1, down1, block2, …: `make(c_in, c_out, k, padding)` with halvings between them."
+    "Blocks block1, down1, block2, …: `make(c_in, c_out, k, first)` with halvings between them."
     _check_widths(channels, kernel_sizes)
     blocks, ins = {}, (in_channels, *channels[:-1])
     for i, (c, o, k) in enumerate(zip(ins, channels, kernel_sizes), 1):
         if i > 1: blocks[f'down{i - 1}'] = Downsample2d()
-        blocks[f'block{i}'] = make(c, o, k, k//2 if i == 1 else 0)
+        blocks[f'block{i}'] = make(c, o, k, i == 1)
     return blocks
 
 def _smallest(kernel_sizes):
@@ -132,7 +146,7 @@ def _smallest(kernel_sizes):
     for k in reversed(kernel_sizes[1:]): size = 2*(size + k - 1)
     return size
 
-# %% ../nbs/06_model.ipynb #db5560fa
+# %% ../nbs/06_model.ipynb #b156e051
 class GCNN(Classifier):
     "A group equivariant network: lift, convolve on the group, forget the pose."
     def __init__(self,
@@ -142,16 +156,16 @@ class GCNN(Classifier):
         basis:str|None=None,                # of the kernels, see `basis_operator`
         space:str='max', pose:str='max',    # read-out: over positions, then over poses
     ):
-        def block(c, o, k, padding):
-            layer = GroupConv2d if padding == 0 else LiftingConv2d
+        def block(c, o, k, first):
+            layer, padding = (LiftingConv2d, k//2) if first else (GroupConv2d, 0)
             return nn.Sequential(layer(c, o, k, group, padding=padding, bias=False, basis=basis), GroupBatchNorm(o), nn.ReLU())
         blocks = _stack(block, channels, kernel_sizes, in_channels)
         super().__init__(blocks, GlobalPool(space, pose), channels[-1], classes, in_channels, _smallest(kernel_sizes))
         self.group = group
 
-# %% ../nbs/06_model.ipynb #e52a57f9
-def _plain_block(c, o, k, padding):
-    conv = nn.Conv2d(c, o, k, padding=padding, bias=False)
+# %% ../nbs/06_model.ipynb #f81ffabf
+def _plain_block(c, o, k, first):
+    conv = nn.Conv2d(c, o, k, padding=k//2 if first else 0, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity='relu')
     return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU())
 
