@@ -123,12 +123,13 @@ def write_record(out, run, record, epochs):
     write_atomically(path.with_suffix('.csv'), pd.DataFrame(epochs).to_csv(index=False).encode())
     write_atomically(path, json.dumps(record, indent=1).encode())
 
-# %% ../nbs/10_study.ipynb #3856781c
+# %% ../nbs/10_study.ipynb #02c53890
 def read_record(path)->dict: # as `run_one` made it
     "A finished run's record."
-    try: return json.loads(Path(path).read_text())
-    except (OSError, json.JSONDecodeError) as e:
-        raise ValueError(f"a record must be a whole JSON file, got {str(path)!r} ({e}); delete it, and the run is done again") from e
+    try: record = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as e: record = e
+    if isinstance(record, dict): return record
+    raise ValueError(f"a record must be a whole JSON file, got {str(path)!r} ({record}); delete it, and the run is done again")
 
 def missing(runs, out)->list: # of `Run`
     "The runs that have no record of the same configuration yet."
@@ -163,7 +164,7 @@ def _check_out(out):
     write_atomically(probe, b'')
     probe.unlink(missing_ok=True)
 
-# %% ../nbs/10_study.ipynb #9bfa8f9c
+# %% ../nbs/10_study.ipynb #771f3a86
 def tidy(records:list)->pd.DataFrame: # a row for each run
     "Records as a table."
     return pd.DataFrame([dict(id=r['id'], contender=r['contender'], label=r['model']['label'], regime=r['regime'], seed=r['seed'],
@@ -175,7 +176,7 @@ def summary(records:list)->pd.DataFrame: # a row for each contender and regime, 
     groups = tidy(records).groupby(['regime', 'label'], sort=False)
     percent = lambda s: f'{s.mean():.1%}' + (f' ± {s.std():.1%}' if len(s) > 1 else '')
     rows = [{'trained': regime, 'network': label, 'parameters': f'{d.parameters.iloc[0]:,}', 'MFLOPs/image': f'{d.mflops.iloc[0]:.1f}',
-             'seconds': f'{d.seconds.mean():.0f}', 'upright digits': percent(d.upright), 'rotated digits': percent(d.rotated), 'runs': len(d)}
+             'seconds': f'{d.seconds.median():.0f}', 'upright digits': percent(d.upright), 'rotated digits': percent(d.rotated), 'runs': len(d)}
             for (regime, label), d in groups]
     return pd.DataFrame(rows)
 
