@@ -17,24 +17,25 @@ from torch.func import functional_call, stack_module_state, vmap
 from .group import FiniteGroup
 from .kernel import basis_operator, group_filters, lifting_filters, relative_pose, weight_std
 
-# %% ../nbs/04_layer.ipynb #93f36e31
+# %% ../nbs/04_layer.ipynb #7a768d2b
 def _check(ok, message):
     if not ok: raise ValueError(message)
 
-def _whole(name, value, least):
-    "A whole number of at least `least`, or a ValueError that says which one isn't."
-    ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-    _check(ok, f"{name} must be one whole number of at least {least}, got {value!r}" + "; for 'same' use dilation*(kernel_size-1)//2"*(value == 'same'))
+def _check_whole(least=1, hint='', **values):
+    "Whole numbers of at least `least`, or a ValueError that says which one isn't."
+    for name, value in values.items():
+        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+        _check(ok, f"{name} must be one whole number of at least {least}, got {value!r}{hint}")
 
 def _check_group(group):
     _check(isinstance(group, FiniteGroup), f"group must be a group such as CyclicGroup(8), got {group!r}; "
            "stride, padding and all that follows are given by name: stride=2")
 
-# %% ../nbs/04_layer.ipynb #f8cbdb2f
+# %% ../nbs/04_layer.ipynb #cfb30674
 def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups):
     _check_group(group)
-    for name, v, least in (('in_channels', in_channels, 1), ('out_channels', out_channels, 1), ('stride', stride, 1),
-                           ('padding', padding, 0), ('dilation', dilation, 1), ('groups', groups, 1)): _whole(name, v, least)
+    _check_whole(in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups)
+    _check_whole(0, "; the size is kept by dilation*(kernel_size-1)//2", padding=padding)
     _check(in_channels % groups == 0 and out_channels % groups == 0,
            f"groups must divide both channel numbers, got groups={groups} for {in_channels} → {out_channels} channels")
 
@@ -147,11 +148,12 @@ class GroupLayerNorm(nn.GroupNorm):
         _check_feature(x, self.num_channels)
         return super().forward(x)
 
-# %% ../nbs/04_layer.ipynb #cc308f32
+# %% ../nbs/04_layer.ipynb #476aa2f8
 class _PerPose:
     "Fold the poses into the channels, pool, unfold."
     def __init__(self, kernel_size:int, stride:int|None=None, padding:int=0): # as in `nn.MaxPool2d`; stride None: kernel_size
-        for name, v, least in (('kernel_size', kernel_size, 1), ('stride', kernel_size if stride is None else stride, 1), ('padding', padding, 0)): _whole(name, v, least)
+        _check_whole(kernel_size=kernel_size, stride=kernel_size if stride is None else stride)
+        _check_whole(0, padding=padding)
         super().__init__(kernel_size, stride, padding)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['Classifier', 'count_parameters', 'count_flops', 'published_gcnn', 'published_stcnn', 'GCNN', 'CNN', 'STCNN']
 
-# %% ../nbs/06_model.ipynb #0dab5653
+# %% ../nbs/06_model.ipynb #c5dbb058
 import copy, math
-from numbers import Integral
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from .group import CyclicGroup, FiniteGroup
-from .layer import Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d, GroupLayerNorm, GroupMaxPool2d, LiftingConv2d
+from .layer import Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d, GroupLayerNorm, GroupMaxPool2d, LiftingConv2d, _check_whole
 from .stn import LocalizationNet, SpatialLayerNorm, SpatialTransformer, published_transformer
 
 # %% ../nbs/06_model.ipynb #60e87b32
@@ -49,12 +48,7 @@ def activations(self:Classifier,
     for name, block in self.blocks.named_children(): x = out[name] = block(x)
     return out
 
-# %% ../nbs/06_model.ipynb #fc5563e8
-def _check_whole(**sizes):
-    for name, value in sizes.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
+# %% ../nbs/06_model.ipynb #4f00e249
 def _check_images(x, channels, smallest):
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"images (B, {channels}, H, W) are wanted, got {tuple(x.shape)}; give a single image a batch axis: x[None]")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'make_optimizer', 'same_mode', 'pick_device', 'predict', 'evaluate', 'visits', 'write_atomically',
-           'save_checkpoint', 'load_checkpoint', 'fit']
+           'save_checkpoint', 'load_checkpoint', 'check_writable', 'fit']
 
 # %% ../nbs/09_train.ipynb #7c003623
 import copy
@@ -329,13 +329,17 @@ class _Best:
     def restore(self):
         if self.state is not None: self.model.load_state_dict(self.state)
 
-# %% ../nbs/09_train.ipynb #43855792
-def _check_folder(path):
-    "Write something next to `path`, and take it away again."
-    if path.is_dir(): raise ValueError(f"checkpoint must be a file, got the folder {str(path)!r}; add a name")
+# %% ../nbs/09_train.ipynb #c03bd765
+def check_writable(path):
+    "Write something next to `path` and take it away again, or say in a `ValueError` that it can't be done."
     probe = path.with_name(f'.{path.name}.probe')
     write_atomically(probe, b'')
     probe.unlink(missing_ok=True)
+
+def _check_folder(path):
+    "A checkpoint must be a file in a folder that can be written."
+    if path.is_dir(): raise ValueError(f"checkpoint must be a file, got the folder {str(path)!r}; add a name")
+    check_writable(path)
 
 def _check_logits(model, x, y, config):
     "Show the model one image and look at the answer."
