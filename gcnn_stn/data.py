@@ -213,9 +213,22 @@ def content_hash(
         sha.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return sha.hexdigest()
 
-# %% ../nbs/00_data.ipynb #1c5ffb31
+# %% ../nbs/00_data.ipynb #f87cf62a
 MNIST_MEAN, MNIST_STD = .1307, .3081
 
+def _per_channel(
+    name:str,   # what the value is, for the error
+    value,      # a number, or a tuple or list with one for each channel
+    x:Tensor,   # images (…, C, H, W)
+):              # the number, or a tensor (C, 1, 1)
+    "Shape `value` so that it meets the channels of `x`."
+    if not isinstance(value, (tuple, list)): return value
+    if x.ndim < 3 or x.shape[-3] != len(value):
+        raise ValueError(f"{name} must be one number or one for each channel of images (…, C, H, W), "
+                         f"got {value!r} for images {tuple(x.shape)}; give {name} for these channels")
+    return torch.stack([torch.full((1, 1), v, dtype=x.dtype, device=x.device) for v in value])   # filled on the device: no copy to wait for
+
+# %% ../nbs/00_data.ipynb #0ec3c1f2
 def unit_range(
     x:Tensor,  # uint8, or floating, which is taken to be in [0, 1] already
 )->Tensor:     # floating
@@ -225,20 +238,22 @@ def unit_range(
     raise ValueError(f"images must be uint8 in [0, 255] or floating in [0, 1], got {x.dtype}; convert them first")
 
 def normalize(
-    x:Tensor,               # images, uint8 or floating in [0, 1]
-    mean:float=MNIST_MEAN,
-    std:float=MNIST_STD,
-)->Tensor:                  # floating
+    x:Tensor,         # images, uint8 or floating in [0, 1]
+    mean=MNIST_MEAN,  # a number, or a tuple or list with one for each channel
+    std=MNIST_STD,    # the same; positive
+)->Tensor:            # floating
     "Scale bytes to [0, 1], then subtract `mean` and divide by `std`."
-    if not std > 0: raise ValueError(f"std must be positive, got {std!r}")
-    return (unit_range(x) - mean)/std
+    if not all(s > 0 for s in (std if isinstance(std, (tuple, list)) else (std,))):
+        raise ValueError(f"std must be positive, got {std!r}")
+    x = unit_range(x)
+    return (x - _per_channel('mean', mean, x))/_per_channel('std', std, x)
 
-# %% ../nbs/00_data.ipynb #24116990
+# %% ../nbs/00_data.ipynb #7cbddd27
 def prepare(
     x:Tensor,               # images (B, C, H, W), uint8 or floating in [0, 1]
     degrees:Tensor=None,    # angles (B,); None leaves them upright
-    mean:float=MNIST_MEAN,
-    std:float=MNIST_STD,
+    mean=MNIST_MEAN,        # a number, or a tuple or list with one for each channel
+    std=MNIST_STD,          # the same; positive
 )->Tensor:                  # what a network sees, floating (B, C, H, W)
     "Scale to [0, 1], turn, normalise: in this order."
     x = unit_range(x)

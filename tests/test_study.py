@@ -1,50 +1,175 @@
-"The study survives being stopped at any moment."
-import json, signal, subprocess, sys, time
+"The study survives whatever happens to it, on one machine and on several processes."
+import json, random, resource, signal, socket, subprocess, sys, time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from book import ROOT
 
-COMMAND = [sys.executable, '-m', 'gcnn_stn.study', '--grid', 'quick', '--digits', '200', '--epochs', '1', '--device', 'cpu', '--out']
+STUDY = [sys.executable, '-m', 'gcnn_stn.study', '--device', 'cpu']
+TOY = ['--digits', '200', '--epochs', '1', '--test', '100']
 
 
-def start(out): return subprocess.Popen([*COMMAND, out], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-def records(out): return {p.name: p.stat().st_mtime_ns for p in (out/'quick'/'runs').glob('*.json')}
+def command(out, *arguments, head=STUDY): return [*head, *TOY, '--out', str(out), *arguments]
+def start(out, *arguments, **kwargs): return subprocess.Popen(command(out, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+def stamps(out): return {p.stem: p.stat().st_mtime_ns for p in (out/'quick'/'runs').glob('*.json')}
 
 
-def wait_for(out, n, process, limit=300):
-    "Wait until `n` records are there."
+def run(out, *arguments, **kwargs):
+    "Run the command to its end."
+    done = subprocess.run(command(out, *arguments, **kwargs), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def timeless(out):
+    "What the records and tables say, but for times."
+    def strip(r): return {k: v for k, v in r.items() if k != 'cost'} | {k: r['cost'][k] for k in ('parameters', 'flops')}
+    table = [line.split('|') for line in (out/'quick'/'quick.md').read_text().splitlines()]
+    return {p.stem: strip(json.loads(p.read_text())) for p in (out/'quick'/'runs').glob('*.json')}, [row[:5] + row[6:] for row in table]
+
+
+def wait_for(condition, process, limit=120):
+    "Wait until something is so; returns it."
     end = time.time() + limit
-    while len(records(out)) < n:
+    while not (found := condition()):
         assert process.poll() is None, process.communicate()[1]
-        assert time.time() < end, 'no record came'
-        time.sleep(.1)
+        assert time.time() < end, 'it never happened'
+        time.sleep(.05)
+    return found
 
 
-def test_killed_then_interrupted_then_resumed(tmp_path):
-    first = start(tmp_path)
-    wait_for(tmp_path, 1, first)
-    time.sleep(2)                                               # well into the second run
-    first.kill(); first.wait()
-    kept = records(tmp_path)
-    for name in kept: json.loads((tmp_path/'quick'/'runs'/name).read_text())
-
-    second = start(tmp_path)
-    wait_for(tmp_path, len(kept) + 1, second)
-    time.sleep(1)
-    second.send_signal(signal.SIGINT)
-    _, messages = second.communicate(timeout=60)
-    after = records(tmp_path)
-    assert second.returncode == 130 and f'{len(after)} of 10 runs are kept' in messages, messages
-    assert kept.items() <= after.items()                        # what was done was not done again
-
-    listed = subprocess.run([*COMMAND, tmp_path, '--list'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert listed.count('done') == len(after) and listed.count('missing') == 10 - len(after)
+def workers(process):
+    "The processes at work for a runner."
+    def child(p): return 'forkserver' in ' '.join(p.cmdline())
+    return [w for server in psutil.Process(process.pid).children() if child(server) for w in server.children()]
 
 
-@pytest.mark.parametrize('arguments, complaint', [
-    (['--out', '/proc/nowhere'], 'folder that can be written'), (['--epochs', '0'], 'epochs must be'),
-    (['--grid', 'large'], 'invalid choice'), (['--seeds', '0'], 'seeds must be'), (['--device', 'abacus'], 'abacus')])
-def test_bad_arguments(arguments, complaint, tmp_path):
-    done = subprocess.run([*COMMAND, tmp_path, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and complaint in done.stderr and 'Traceback' not in done.stderr, done.stderr
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "All ten runs, with nobody in the way."
+    out = tmp_path_factory.mktemp('undisturbed')
+    run(out, '--jobs', '2')
+    return out
+
+
+def test_killed_five_times(undisturbed, tmp_path):
+    "Kill -9 at five random moments, then resume: none lost, none double, all as if nothing had happened."
+    moment, kept = random.Random(0), {}
+    for _ in range(5):
+        process = start(tmp_path, '--jobs', '2')
+        wait_for(lambda: workers(process) or process.poll() is not None, process)
+        time.sleep(moment.uniform(0, 3))
+        orphans = workers(process) if process.poll() is None else []
+        process.kill(); process.wait()
+        psutil.wait_procs(orphans, timeout=10)
+        assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in orphans)   # nobody works on for a dead runner
+        for p in (tmp_path/'quick'/'runs').glob('*.json'): json.loads(p.read_text())
+        assert kept.items() <= stamps(tmp_path).items()                                   # what was done stays done
+        kept = stamps(tmp_path)
+    run(tmp_path, '--jobs', '2')
+    assert kept.items() <= stamps(tmp_path).items() and len(stamps(tmp_path)) == 10
+    assert timeless(tmp_path) == timeless(undisturbed)
+
+
+def test_interrupted(tmp_path):
+    process = start(tmp_path)
+    wait_for(lambda: stamps(tmp_path), process)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    kept = stamps(tmp_path)
+    assert process.returncode == 130 and f'{len(kept)} of 10 runs are kept' in messages and 'Traceback' not in messages, messages
+    listed = run(tmp_path, '--list')
+    assert listed.count('done ') == len(kept) and listed.count('missing ') == 10 - len(kept) and 'one after the other' in listed
+
+
+def test_two_runners(tmp_path):
+    "Two runners share a folder; each run is done by one of them, and both see all in the end."
+    pair = [start(tmp_path) for _ in range(2)]
+    outputs = [p.communicate(timeout=300)[0] for p in pair]
+    assert [p.returncode for p in pair] == [0, 0] and len(stamps(tmp_path)) == 10
+    table = [o[o.index('trained'):].splitlines()[:11] for o in outputs]
+    assert table[0] == table[1]                                                           # seconds included: the same records
+
+
+def test_dead_worker_and_memory(tmp_path):
+    "One worker is killed, another runs out of memory: both are recorded with the reason, and the others go on."
+    process = start(tmp_path, '--jobs', '2', '--only', 'regime=upright')
+    pair = wait_for(lambda: len(workers(process)) == 2 and workers(process), process)
+    time.sleep(.5)
+    pair[0].kill()
+    memory = pair[1].memory_info().vms + 2**25   # room for small things
+    resource.prlimit(pair[1].pid, resource.RLIMIT_AS, (memory, memory))
+    messages = process.communicate(timeout=120)[1]
+    failures = {p.stem: json.loads(p.read_text())['reason'] for p in (tmp_path/'quick'/'failed').glob('*.json')}
+    assert process.returncode == 1 and len(failures) == 2 and len(stamps(tmp_path)) == 3, (messages, failures)
+    assert any('SIGKILL' in reason for reason in failures.values()) and all(f'failed: {id}' in messages for id in failures)
+    assert any('memory' in reason.lower() and 'SIGKILL' not in reason for reason in failures.values()), failures
+    run(tmp_path, '--only', 'regime=upright')                                             # the next runner tries again
+    assert len(stamps(tmp_path)) == 5 and not any((tmp_path/'quick'/'failed').iterdir())
+
+
+def test_full_disk(tmp_path):
+    "The system refuses to write; the runner waits until it doesn't, and nothing is lost."
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    process = start(tmp_path, '--only', 'contender=cnn', preexec_fn=limit)
+    for line in process.stderr:
+        if 'kept in memory' in line: break
+    assert process.poll() is None and not stamps(tmp_path)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0 and len(stamps(tmp_path)) == 2, messages
+
+
+@pytest.fixture
+def cluster():
+    "A Ray cluster of two processors that runs already; its address."
+    pytest.importorskip('ray', reason='the extra ray is not installed')
+    ray = [str(Path(sys.executable).with_name('ray'))]
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    subprocess.run([*ray, 'start', '--head', '--num-cpus', '2', '--port', str(port), '--node-ip-address', '127.0.0.1', '--disable-usage-stats'], check=True, capture_output=True)
+    yield f'127.0.0.1:{port}'
+    subprocess.run([*ray, 'stop', '--force'], check=True, capture_output=True)
+
+
+def same_as(undisturbed, out, n):
+    ours, theirs = timeless(out)[0], timeless(undisturbed)[0]
+    assert len(ours) == n and all(theirs[id] == record for id, record in ours.items())
+
+
+def test_ray(undisturbed, tmp_path):
+    "A cluster that the command starts gives the same records as one machine does."
+    pytest.importorskip('ray', reason='the extra ray is not installed')
+    run(tmp_path, '--engine', 'ray', '--only', 'regime=rotated')
+    same_as(undisturbed, tmp_path, 5)
+
+
+def test_ray_cluster(undisturbed, tmp_path, monkeypatch, cluster):
+    "And so does one that is there already."
+    monkeypatch.setenv('RAY_ADDRESS', cluster)
+    run(tmp_path, '--engine', 'ray', '--only', 'contender=cnn')
+    same_as(undisturbed, tmp_path, 2)
+
+
+def test_torchrun(tmp_path):
+    "Two processes train one network, and leave one record, with the loss that one process finds."
+    only = ['--only', 'contender=stcnn-published,regime=upright']
+    run(tmp_path/'one', *only)
+    run(tmp_path/'two', *only, head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', *STUDY[1:]])
+    losses = [float(next((tmp_path/n/'quick'/'runs').glob('*.csv')).read_text().splitlines()[1].split(',')[1]) for n in ('one', 'two')]
+    assert abs(losses[0] - losses[1]) < 1e-4 and losses[0] > 0
+
+
+@pytest.mark.parametrize('dataset, contender', [('digits', 'gcnn-c4'), ('FakeData', 'stcnn')])
+def test_other_data(dataset, contender, tmp_path):
+    "scikit-learn's digits, and coloured images of another size."
+    run(tmp_path, '--dataset', dataset, '--only', f'contender={contender},regime=rotated', '--digits', '50', '--test', '20')
+    record = json.loads(next((tmp_path/'quick'/'runs').glob('*.json')).read_text())
+    assert record['dataset'] == dataset and 0 <= record['metrics']['rotated'] <= 1
+
+
+def test_bad_arguments(tmp_path):
+    "Complaints of the command itself; the chapter has the others."
+    done = subprocess.run(command(tmp_path, '--jobs', '0'), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and 'jobs must be' in done.stderr and 'Traceback' not in done.stderr, done.stderr
