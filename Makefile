@@ -21,7 +21,7 @@ $(READY): settings.ini setup.py pyproject.toml
 	@touch $@ && rm .venv.unfinished
 
 study: $(READY)  ## the main job: the quick grid on real digits (ARGS='--seeds 3' and the like)
-	$(BIN)/gcnn_stn_study --grid quick $(ARGS)
+	$(BIN)/gcnn_stn_study --grid quick --jobs 2 $(ARGS)
 
 test: $(READY)  ## the proof: every chapter, the pages, the wheel
 	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) && \

@@ -418,14 +418,14 @@ def summary(records:list)->pd.DataFrame: # a row for each contender and regime, 
             for (regime, _), d in df.groupby(['regime', 'contender'], sort=False)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_study.ipynb #51795d68
+# %% ../nbs/10_study.ipynb #d85b6cdf
 REFERENCE = 'gcnn-c8'
 
 def comparisons(records:list)->pd.DataFrame:
     "Each contender less the reference on rotated images, paired by seed, numbers as text."
     df = tidy(records)
     if REFERENCE not in set(df.contender) or df.contender.nunique() < 2: return pd.DataFrame()
-    return format_table(compare_table(df, 'rotated', REFERENCE))
+    return format_table(compare_table(df, 'rotated', REFERENCE)).drop(columns='p (Holm)')
 
 def six_and_nine(records:list)->pd.DataFrame:
     "How much of the error on rotated digits is 6 ↔ 9, all seeds together, numbers as text."

@@ -481,15 +481,15 @@ def _validate(model, valid, config, generator):
     if world > 1: dist.all_reduce(right)
     return right.item()/len(y)
 
-# %% ../nbs/09_train.ipynb #4576c77a
+# %% ../nbs/09_train.ipynb #7f288f35
 def _run(model, forward, train, valid, config, best, steps, on_epoch):
     "Epoch after epoch; yields a record of each."
     order, exam = (torch.Generator().manual_seed(config.seed) for _ in range(2))
     optimizer, scheduler = make_optimizer(model, config, steps.total)
+    _same_everywhere(model)
     for epoch in range(1, config.epochs + 1):
         steps.bar.set_description(f'epoch {epoch}/{config.epochs}')
-        start = time.perf_counter()
-        model.train()
+        model.train(); start = time.perf_counter()
         record = dict(epoch=epoch) | _train_epoch(forward, train, config, optimizer, scheduler, order, steps)
         _same_everywhere(model)
         accuracy = _validate(model, valid, config, exam)
@@ -510,27 +510,23 @@ def _bar(n, config, progress):
         bar.total = bar.n
         bar.refresh()
 
-# %% ../nbs/09_train.ipynb #aa22191b
+# %% ../nbs/09_train.ipynb #485dfcce
 def fit(
     model:nn.Module,         # maps images (B, C, H, W) to logits (B, K); trained in place
     train:tuple,             # images (N, C, H, W), uint8 or in [0, 1], and int64 labels (N,)
     valid:tuple=None,        # likewise; decides which weights are best
     config:TrainConfig=TrainConfig(),
-    *, device=None,          # None: the model's; 'auto': the best there is; or a device
+    *, device=None, speed:Speed=Speed(),   # None: the model's, 'auto': the best there is; validation is always plain
     progress=True,           # show a bar; a dict goes on to `tqdm`
     checkpoint=None,         # where to write the best weights, at each improvement
-    on_epoch=None,           # called with each epoch's record
-    on_step=None,            # called with the steps done and their total, every 20 steps and at each epoch's end
-    speed:Speed=Speed(),     # of the training; validation is always plain
+    on_epoch=None, on_step=None,   # called with each epoch's record; with steps done and in all, every 20 and at an epoch's end
 )->list:                     # a dict for each epoch: epoch, loss, accuracy, lr, valid_accuracy, seconds
     "Train, and leave the best weights in `model`; if processes were joined by `distributed`, all of them together."
-    device = pick_device(device, model)
+    device, rank = pick_device(device, model), _place()[0]
     train, valid = _ready(model.to(device), train, valid, config, device)
     if checkpoint is not None: _check_folder(Path(checkpoint))
-    rank, seed = _place()[0], config.seed
     best = _Best(model, config, checkpoint if rank == 0 else None)
-    _same_everywhere(model)
-    with (same_mode(model), _seeded(seed + (rank << 32), device), _bar(len(train[0]), config, progress) as bar,
+    with (same_mode(model), _seeded(config.seed + (rank << 32), device), _bar(len(train[0]), config, progress) as bar,
           _computing(model, speed, device) as forward):
         history = list(_run(model, forward, train, valid, config, best, _Steps(bar.total, bar, on_step), on_epoch))
     best.restore()

@@ -79,7 +79,7 @@ end
 local function chapter_link(link)
   local name, rest = link.target:match('^([%w_]+)%.ipynb(.*)$')
   if not name then return end
-  link.target = FORMAT:match('html') and name:gsub('^%d+_', '') .. '.html' .. rest or 'nbs/' .. name .. '.ipynb' .. rest
+  link.target = FORMAT:match('html') and name:gsub('^%d+%l*_', '') .. '.html' .. rest or 'nbs/' .. name .. '.ipynb' .. rest
   return link
 end
 
