@@ -294,14 +294,15 @@ def mnist_rot_original(
     if is_mirrored(*parts[0]): parts = [(x.mT, y) for x, y in parts]
     return image_data('mnist-rot-original', *parts)
 
-# %% ../nbs/00b_dataset.ipynb #2bed71d6
+# %% ../nbs/00b_dataset.ipynb #c446873d
 def _mnist(root, download):
     "MNIST as a data set."
     return image_data('mnist', mnist(True, root, download), mnist(False, root, download))
 
 def _rot(root, download, seed=0):
-    "The original MNIST-rot if its files lie in `root`, or else one made anew."
-    if root is not None and any((Path(root)/name).is_file() for name in AMAT): return mnist_rot_original(root)
+    "The original MNIST-rot if its files lie in `root` or GCNN_STN_DATA, or else one made anew."
+    folder = root or os.environ.get('GCNN_STN_DATA')
+    if folder and any((Path(folder)/name).is_file() for name in AMAT): return mnist_rot_original(folder)
     return mnist_rot(seed, root, download)
 
 OWN = {'mnist': _mnist, 'MNIST': _mnist, 'mnist-rot': _rot, 'digits': lambda root, download: digits()}

@@ -62,7 +62,7 @@ class Failure:
 def write_failure(out, id, failure):
     write_atomically(failure_path(out, id), json.dumps(dict(id=id, reason=failure.reason, details=failure.details), indent=1).encode())
 
-# %% ../nbs/09d_runner.ipynb #bdfb3a3a
+# %% ../nbs/09d_runner.ipynb #6c2ae720
 @contextmanager
 def claims(out):
     "Gives a function that tries to claim a run, and one that lets go of it; at the end all are let go."
@@ -70,7 +70,7 @@ def claims(out):
     def claim(id):
         lock = FileLock(Path(out)/'locks'/f'{id}.lock')
         try: lock.acquire(timeout=0)
-        except Timeout: return False
+        except (Timeout, OSError): return False   # another's; or the disk is full just now
         held[id] = lock
         return True
     def release(id): held.pop(id).release()
@@ -113,13 +113,21 @@ def _death(process):
     memory = '; was it out of memory?' if -code == signal.SIGKILL else ''
     return Failure(f'the process was killed by {signal.Signals(-code).name}{memory}')
 
-# %% ../nbs/09d_runner.ipynb #2ae4aff1
+# %% ../nbs/09d_runner.ipynb #4aeebecf
 def _context(work):
     "How processes are started: if possible by a server that has imported what `work` needs."
     if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([getattr(work, 'func', work).__module__])
     return context
+
+@contextmanager
+def _deaf():
+    "Ctrl-C goes unheard; what is started meanwhile never hears it."
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 def _listen(pipe, unit, process, report):
     "Pass on what a process says; its results or its failure at the end, else None."
@@ -148,7 +156,7 @@ def processes(
             for unit, process in running.values(): process.join()
     return engine
 
-# %% ../nbs/09d_runner.ipynb #5e4c5fb9
+# %% ../nbs/09d_runner.ipynb #1155df87
 def _share(jobs):
     "Threads for each of `jobs` processes."
     return max(1, len(os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count()))//jobs)
@@ -157,13 +165,13 @@ def _start(context, work, unit, threads):
     "A new process at work on a unit: {its pipe: (unit, process)}."
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, work, unit, threads), daemon=True)
-    process.start()
+    with _deaf(): process.start()
     theirs.close()   # so that the end of the process is the end of the pipe
     return {ours: (unit, process)}
 
-# %% ../nbs/09d_runner.ipynb #4719d1f4
+# %% ../nbs/09d_runner.ipynb #68858f27
 def on_ray(
-    cpus:float=1, gpus:float=0, # for each unit
+    cpus:int=1, gpus:float=0, # for each unit
     address:str=None,           # of the cluster; None: `RAY_ADDRESS`, one on this machine, or a new one
 ):                              # an engine
     "Work on a Ray cluster."
@@ -172,17 +180,21 @@ def on_ray(
     def engine(units, work, report):
         if not ray.is_initialized(): ray.init(address=address, log_to_driver=False, logging_level='warning')
         task, running = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_task), {}
-        slots = max(1, int(ray.cluster_resources().get('CPU', 1)//cpus))
+        slots = _slots(ray.cluster_resources(), CPU=cpus, GPU=gpus)
         try:
             while True:
-                while len(running) < slots and (unit := next(units, None)): running[task.remote(work, unit, max(1, int(cpus)))] = unit
+                while len(running) < slots and (unit := next(units, None)): running[task.remote(work, unit, cpus)] = unit
                 if not running: return
                 for ref in ray.wait(list(running))[0]: yield running.pop(ref), _fetch(ray, ref)
         finally:
             for ref in running: ray.cancel(ref, force=True)
     return engine
 
-# %% ../nbs/09d_runner.ipynb #1dea0b82
+# %% ../nbs/09d_runner.ipynb #433e7070
+def _slots(there, **each):
+    "How many units fit on a cluster at a time."
+    return max(1, min(int(there.get(k, 0)//n) for k, n in each.items() if n))
+
 def _task(work, unit, threads):
     "What a worker does: one unit."
     torch.set_num_threads(threads)
@@ -194,14 +206,14 @@ def _fetch(ray, ref):
     try: return ray.get(ref)
     except ray.exceptions.RayError as e: return Failure.of(e)
 
-# %% ../nbs/09d_runner.ipynb #b356a4bf
+# %% ../nbs/09d_runner.ipynb #13b6fd6f
 class _Board:
     "Progress bars: all work, and each unit in progress."
     def __init__(self, units, cost, progress):
         self.cost, self.show, self.bars, self.failed = cost, progress, {}, 0
         self.total = tqdm(total=sum(map(cost, units)), desc='study', smoothing=0, disable=not progress, dynamic_ncols=True,
                           bar_format='{desc} {percentage:3.0f}%|{bar}| {postfix}[{elapsed}<{remaining}]')
-        self.count, self.runs = 0, sum(map(len, units))
+        self.runs = sum(map(len, units))
 
     def report(self, unit, done, total):
         if not self.show: return
@@ -212,16 +224,22 @@ class _Board:
         self.total.update(self.cost(unit)*(done - bar.n)/total)
         bar.update(done - bar.n)
 
-# %% ../nbs/09d_runner.ipynb #4955685e
+# %% ../nbs/09d_runner.ipynb #055ea14c
+@patch
+def expect(self:_Board, units):
+    "What is still to be done, by whomever."
+    begun = sum(self.cost(unit)*bar.n/bar.total for unit, bar in self.bars.items())
+    self.total.total = self.total.n + max(sum(map(self.cost, units)) - begun, 0)
+    done = self.runs - sum(map(len, units))
+    self.total.set_postfix_str(f'{done} of {self.runs} runs' + (f', {self.failed} failed ' if self.failed else ' '))
+
 @patch
 def finish(self:_Board, unit, failure=None):
     "The unit is over."
     bar = self.bars.pop(unit, None)
     self.total.update(self.cost(unit)*(1 - bar.n/bar.total if bar else 1))
     if bar: bar.close()
-    self.count, self.failed = self.count + len(unit), self.failed + len(unit)*(failure is not None)
-    if failure: self.say(f'{unit[0].id} failed: {failure.reason}')
-    self.total.set_postfix_str(f'{self.count} of {self.runs} runs' + (f', {self.failed} failed ' if self.failed else ' '))
+    if failure: self.failed += len(unit); self.say(f'{unit[0].id} failed: {failure.reason}')
 
 @patch
 def say(self:_Board, text): tqdm.write(text, file=sys.stderr)
@@ -230,13 +248,16 @@ def say(self:_Board, text): tqdm.write(text, file=sys.stderr)
 def close(self:_Board):
     for bar in (*self.bars.values(), self.total): bar.close()
 
-# %% ../nbs/09d_runner.ipynb #44313278
+# %% ../nbs/09d_runner.ipynb #f987fcd3
 def _patiently(write, say, retry):
-    "Try to write until it works."
-    for attempt in range(10**9):
+    "Try to write until the system lets us."
+    said = False
+    while True:
         try: return write()
         except ValueError as e:
-            if not attempt: say(f'{e}. What has been computed is kept in memory and written as soon as that is possible; trying every {retry:g} s.')
+            if not isinstance(e.__cause__, OSError): raise
+            if not said: say(f'{e}. What has been computed is kept in memory and written as soon as that is possible; trying every {retry:g} s.')
+            said = True
             time.sleep(retry)
 
 def _keep(out, unit, outcome, board, retry):
@@ -246,6 +267,7 @@ def _keep(out, unit, outcome, board, retry):
     for write in writes: _patiently(write, board.say, retry)
     board.finish(unit, outcome if isinstance(outcome, Failure) else None)
 
+# %% ../nbs/09d_runner.ipynb #14e07ce6
 def _claimed(units, is_missing, claim, release):
     "The units, or what is missing of them, as far as nobody else has claimed them."
     for unit in units:
@@ -255,7 +277,9 @@ def _claimed(units, is_missing, claim, release):
             if run not in wanted: release(run.id)
         if wanted: yield wanted
 
-# %% ../nbs/09d_runner.ipynb #fc8df5be
+def _parts(unit, apart): return [(run,) for run in unit] if any(run.id in apart for run in unit) else [unit]
+
+# %% ../nbs/09d_runner.ipynb #0913ccfa
 def run_missing(
     units:list,      # tuples of runs, each with an `id`, that are done together
     work,            # function: unit, report → list of `Result`
@@ -265,38 +289,47 @@ def run_missing(
     progress:bool=True, retry:float=5.,
 )->dict:             # id → `Failure` of the runs that failed
     "Do all that is missing."
-    check_writable(record_path(out, 'record'))   # now, and not after an hour
-    failed, board = {}, _Board(units, cost, progress)
-    wanting = lambda run: run.id not in failed and is_missing(run)
+    for place in (record_path, weights_path, failure_path): check_writable(place(out, 'probe'))   # now, and not after an hour
+    failed, apart, board = {}, set(), _Board(units, cost, progress)
+    todo = lambda: [part for unit in units for part in _parts(unit, apart) if any(run.id not in failed and is_missing(run) for run in part)]
     try:
-        while todo := [unit for unit in units if any(map(wanting, unit))]:
-            if not _round(todo, work, out, wanting, engine, board, failed, retry): time.sleep(min(retry, 1))
+        while left := todo():
+            if not _round(left, todo, work, out, is_missing, engine, board, failed, apart, retry): time.sleep(min(retry, 1))
+        board.expect([])
     finally: board.close()
     return failed
 
-# %% ../nbs/09d_runner.ipynb #22860105
-def _round(units, work, out, wanting, engine, board, failed, retry):
-    "Work through the units that nobody else has; returns how many there were."
+# %% ../nbs/09d_runner.ipynb #53124198
+def _round(left, todo, work, out, is_missing, engine, board, failed, apart, retry):
+    "Work through what is left and not claimed by others; returns how many units that were."
     n = 0
     with claims(out) as (claim, release):
-        for unit, outcome in engine(_claimed(units, wanting, claim, release), work, board.report):
-            _keep(out, unit, outcome, board, retry)
-            if isinstance(outcome, Failure): failed.update({run.id: outcome for run in unit})
+        board.expect(left)
+        for unit, outcome in engine(_claimed(left, lambda run: run.id not in failed and is_missing(run), claim, release), work, board.report):
+            if isinstance(outcome, Failure) and len(unit) > 1: apart.update(run.id for run in unit); board.finish(unit)
+            else: _keep(out, unit, outcome, board, retry)
+            if isinstance(outcome, Failure) and len(unit) == 1: failed[unit[0].id] = outcome
             for run in unit: release(run.id)
+            board.expect(todo())
             n += 1
     return n
 
-# %% ../nbs/09d_runner.ipynb #2ede6a54
+# %% ../nbs/09d_runner.ipynb #d8431e14
 def tell(unit):
     "Process 0 tells a unit, or None for the end, and all processes know it."
     message = [unit]
     dist.broadcast_object_list(message)
     return message[0]
 
+def _jointly(work, unit, report):
+    "What goes wrong in all processes alike is a failure; anything else ends them all."
+    try: return work(unit, report)
+    except (FloatingPointError, ValueError) as e: return Failure.of(e)
+
 def together(units, work, report):
     "The engine of process 0 under torchrun."
-    for unit in units: yield from inline([tell(unit)], work, report)
+    for unit in units: yield unit, _jointly(work, tell(unit), partial(report, unit))
 
 def follow(work):
     "What the other processes do: the units that process 0 tells."
-    while (unit := tell(None)) is not None: work(unit, lambda *steps: None)
+    while (unit := tell(None)) is not None: _jointly(work, unit, lambda *steps: None)

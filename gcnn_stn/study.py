@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'CONTENDERS', 'LOC_CHANNELS', 'REGIMES', 'LR', 'QUICK', 'SMALL', 'PUBLISHED', 'GRIDS', 'SMALLEST', 'ANGLES',
-           'REFERENCE', 'STYLES', 'CHANGES', 'SELECTED', 'published_contenders', 'build', 'Run', 'Grid', 'StudyData',
-           'load_data', 'confusion', 'accuracy', 'measure', 'run_unit', 'identity', 'is_missing', 'load_run',
-           'embeddings_path', 'write_embeddings', 'facts', 'select', 'stack', 'estimate', 'work_in', 'listing',
-           'run_grid', 'read_records', 'tidy', 'summary', 'comparisons', 'six_and_nine', 'beside_published',
+           'DIGIT_SETS', 'REFERENCE', 'STYLES', 'CHANGES', 'SELECTED', 'published_contenders', 'build', 'Run', 'Grid',
+           'StudyData', 'load_data', 'confusion', 'accuracy', 'measure', 'run_unit', 'identity', 'is_missing',
+           'load_run', 'embeddings_path', 'write_embeddings', 'facts', 'select', 'stack', 'estimate', 'work_in',
+           'listing', 'run_grid', 'read_records', 'tidy', 'summary', 'comparisons', 'six_and_nine', 'beside_published',
            'plot_by_angle', 'write_summary', 'markdown', 'main', 'train_main']
 
-# %% ../nbs/10_study.ipynb #1646f1c6
-import argparse, copy, functools, importlib, io, itertools, json, math, platform, sys, time
+# %% ../nbs/10_study.ipynb #ff836774
+import argparse, functools, importlib, io, itertools, json, math, platform, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 from . import __version__
@@ -136,12 +137,17 @@ def _run(grid, variant, seed, lr, cell):
     return Run(contender, grid.name, regime, seed, grid.digits, config, grid.dataset, grid.valid, grid.split_seed,
                variant + (f'-lr{lr:g}' if lr else ''), grid.test)
 
-# %% ../nbs/10_study.ipynb #f1435f23
+# %% ../nbs/10_study.ipynb #0e90b223
 LR = {'cnn': .03, 'stcnn': .03, 'gcnn-c4': .03, 'gcnn-c8': .03, 'gcnn-c16': .03, 'stcnn-published': .01, 'cnn-wide': .01, 'stcnn-wide': .01}   # the best of `tune`
 
 QUICK = ('cnn', 'stcnn-published', 'stcnn', 'gcnn-c4', 'gcnn-c8')
 SMALL = ('gcnn-c8', 'cnn', 'stcnn', 'gcnn-c4', 'gcnn-c16', 'stcnn-published', 'cnn-wide', 'stcnn-wide')
-PUBLISHED = [(c, r) for r in ('upright', 'rotated') for c in published_contenders() if r == 'rotated' or not c.endswith('random')]
+def _size(c, model, layers, channels, mode='', order=1, **_):
+    "Roughly what a published network costs."
+    return layers*(channels*order)**2*(1.5 if mode == 'multi' else 1)
+
+PUBLISHED = [(c, r) for r in ('upright', 'rotated') for c in sorted(published_contenders(), key=lambda c: _size(c, **CONTENDERS[c]))
+             if r == 'rotated' or not c.endswith('random')]
 
 def _cells(contenders, regimes): return tuple((c, r) for r in regimes for c in contenders)
 
@@ -154,10 +160,11 @@ GRIDS = {grid.name: grid for grid in (
     Grid('published', "the published study: 40 configurations, three runs each", tuple(PUBLISHED), 3, 50_000,
          TrainConfig(epochs=20, batch_size=32, schedule='constant', patience=5, rotate_valid=True, fresh_valid=True), valid=10_000, split_seed=420))}
 
-# %% ../nbs/10_study.ipynb #0f5f8af2
+# %% ../nbs/10_study.ipynb #4923b69d
 @dataclass
 class StudyData:
     "What the runs of a study share; images are uint8 (N, C, H, W)."
+    name:str
     train:tuple         # images and labels
     upright:tuple|None  # the test set as it is; None if it comes turned
     rotated:tuple       # the test set, turned once
@@ -178,10 +185,10 @@ def load_data(
     (x, y), turned = data.test, name == 'mnist-rot'
     rotated, degrees = (x, torch.zeros(len(x))) if turned else rotate_once(x, seed)
     hashes = dict(train=content_hash(*data.train), test=content_hash(x, y, degrees))
-    return StudyData(data.train, None if turned else (x, y), (rotated, y), data.classes, data.mean, data.std, hashes)
+    return StudyData(data.name, data.train, None if turned else (x, y), (rotated, y), data.classes, data.mean, data.std, hashes)
 
-# %% ../nbs/10_study.ipynb #38409e8f
-ANGLES = tuple(range(0, 360, 15)) # degrees
+# %% ../nbs/10_study.ipynb #cdd9e7a1
+ANGLES, DIGIT_SETS = tuple(range(0, 360, 15)), ('mnist', 'mnist-rot', 'mnist-rot-original', 'digits', 'QMNIST', 'USPS')   # degrees; where 6 ↔ 9 means something
 
 def confusion(model, x, y, **kwargs)->np.ndarray: # (classes, classes), rows true, columns read
     "Which class a network takes for which."
@@ -201,27 +208,29 @@ def measure(
     x, y = first(data.upright or data.rotated, min(n or 1000, 1000))
     angles = [confusion(model, x, y, degrees=torch.full((len(x),), float(a)), **kwargs) for a in ANGLES]
     return dict({k: accuracy(c) for k, c in sets.items()}, by_angle=[accuracy(c) for c in angles],
-                six_nine_by_angle=[float((c[6, 9] + c[9, 6])/len(x)) if len(c) == 10 else None for c in angles],
+                six_nine_by_angle=[float((c[6, 9] + c[9, 6])/len(x)) for c in angles] if data.name in DIGIT_SETS else None,
                 confusion={k: c.tolist() for k, c in sets.items()})
 
-# %% ../nbs/10_study.ipynb #26e80cf7
+# %% ../nbs/10_study.ipynb #936c9a63
 def run_unit(
     unit:tuple,       # of `Run`s; more than one: they differ in `seed` alone, and are stacked
     report=None,      # called with steps done and steps in all
-    *, device=None, speed:Speed=Speed(), progress=False, data=None,
+    *, device=None, speed:Speed=Speed(), progress=False,
 )->list:              # of `Result`
     "Build, train and measure."
-    data = data or load_data(unit[0].dataset)
-    models, sets, configs = [_model(run, data) for run in unit], [_sets(run, data) for run in unit], [_config(run, data) for run in unit]
+    data = load_data(unit[0].dataset)
+    models, sets, configs = [_model(run, data) for run in unit], [_sets(run) for run in unit], [_config(run, data) for run in unit]
     kwargs, start = dict(device=device, progress=progress, on_step=report, speed=speed), _clocks()
     if len(unit) == 1: histories = [fit(models[0], *sets[0], configs[0], **kwargs)]
     else: histories = fit_stacked(models, *zip(*sets), configs, **kwargs)
     spent = {k: (now - start[k])/len(unit) for k, now in _clocks().items()}   # on training alone
-    circumstances = dict(speed=asdict(speed) | dict(stacked=len(unit)), hashes=data.hashes, versions=_versions(device, models[0]))
+    circumstances = dict(speed=asdict(speed) | dict(stacked=len(unit), processes=_processes()), hashes=data.hashes, versions=_versions(device, models[0]))
     return [Result(_record(*both, epochs, spent, data, device) | circumstances, epochs, _weights(*both))
             for both, epochs in zip(zip(unit, models), histories)]
 
-# %% ../nbs/10_study.ipynb #6cfba472
+# %% ../nbs/10_study.ipynb #aa81e552
+def _processes(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
 def _clocks(): return dict(seconds=time.perf_counter(), cpu_seconds=time.process_time())
 
 def _model(run, data):
@@ -229,25 +238,29 @@ def _model(run, data):
         torch.manual_seed(run.seed)
         return build(run.contender, data.train[0].shape[1], data.classes)
 
-def _sets(run, data):
+def _sets(run):
     "Images for training and, if wanted, for validation."
-    seed = run.seed if run.split_seed is None else run.split_seed
-    parts = split(len(data.train[0]), [run.digits, run.valid], seed)
+    return _parts(run.dataset, run.digits, run.valid, run.seed if run.split_seed is None else run.split_seed)
+
+@functools.lru_cache(maxsize=1)
+def _parts(dataset, digits, valid, seed):
+    "The same split is the same tensors, which a stack stores once."
+    data = load_data(dataset)
+    parts = split(len(data.train[0]), [digits, valid], seed)
     return [tuple(t[i] for t in data.train) if len(i) else None for i in parts]
 
 def _config(run, data): return replace(run.config, mean=data.mean, std=data.std)
 
-def _weights(run, model): return checkpoint_bytes(copy.deepcopy(model).half(), run=run.id)
+def _weights(run, model): return checkpoint_bytes(model, torch.float16, run=run.id)
 
-# %% ../nbs/10_study.ipynb #4aa53c82
+# %% ../nbs/10_study.ipynb #738de212
 def _record(run, model, epochs, spent, data, device):
     "What there is to say about a run."
     best = max(epochs, key=lambda e: (e['valid_accuracy'], -e['epoch'])) if run.valid else epochs[-1]
     config = _config(run, data)
-    return dict(id=run.id, **identity(run), contender=run.contender, grid=run.grid, regime=run.regime, seed=run.seed,
+    return dict(id=run.id, **identity(run) | dict(config=asdict(config), model=CONTENDERS[run.contender]), data=data.name, contender=run.contender, grid=run.grid, regime=run.regime, seed=run.seed,
                 cost=dict(parameters=count_parameters(model), flops=count_flops(model, data.train[0].shape[1:]), **spent),
                 training=dict(epochs=len(epochs), best_epoch=best['epoch'], valid_accuracy=best['valid_accuracy']),
-                normalisation=dict(mean=config.mean, std=config.std),
                 metrics=measure(model, data, run.test, device=device, mean=config.mean, std=config.std) if run.test != 0 else {})
 
 def _versions(device, model):
@@ -256,16 +269,21 @@ def _versions(device, model):
     return dict(gcnn_stn=__version__, torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
                 device=torch.cuda.get_device_name(where) if where.type == 'cuda' else str(where))
 
-# %% ../nbs/10_study.ipynb #7c0e5670
+# %% ../nbs/10_study.ipynb #8cfaf727
 def identity(run:Run)->dict: # JSON
     "What a record must say to be the record of this run."
-    same = dict(dataset=run.dataset, digits=run.digits, valid=run.valid, split_seed=run.split_seed, test=run.test, config=asdict(run.config), model=CONTENDERS[run.contender])
-    return json.loads(json.dumps(same))
+    config = {k: v for k, v in asdict(run.config).items() if k not in ('mean', 'std')}   # these are the data's
+    model = {k: v for k, v in CONTENDERS[run.contender].items() if k != 'label'}
+    return json.loads(json.dumps(dict(dataset=run.dataset, digits=run.digits, valid=run.valid, split_seed=run.split_seed, test=run.test, config=config, model=model)))
+
+def _says(record, wanted):
+    "Whether a record says all that is wanted, and maybe more."
+    return all(_says(record.get(k, {}), v) if isinstance(v, dict) else k in record and record[k] == v for k, v in wanted.items())
 
 def is_missing(run:Run, out)->bool:
     "Whether the run has no record of the same configuration yet."
     path = record_path(out, run.id)
-    return not path.exists() or {k: v for k, v in read_record(path).items() if k in identity(run)} != identity(run)
+    return not path.exists() or not _says(read_record(path), identity(run))
 
 # %% ../nbs/10_study.ipynb #40e9dc6d
 def load_run(
@@ -313,7 +331,7 @@ def stack(runs:list, most:int)->list: # of tuples
     groups = [[run for run in runs if same(run) == key] for key in dict.fromkeys(map(same, runs))] if most > 1 else [runs]
     return [tuple(group[i:i + most]) for group in groups for i in range(0, len(group), most)]
 
-# %% ../nbs/10_study.ipynb #75c142ce
+# %% ../nbs/10_study.ipynb #cbe8d894
 @functools.lru_cache(maxsize=None)
 def _timed(contender, shape, classes, batch_size, device, speed):
     "Seconds that a training step takes, and reading an image."
@@ -336,7 +354,7 @@ def estimate(
     run:Run, data:StudyData, device='cpu', speed=Speed(),
 )->float: # seconds, if no epoch is saved by stopping early
     "How long a run will take."
-    step, read = _timed(run.contender, tuple(data.train[0].shape[1:]), data.classes, run.config.batch_size, str(device), speed)
+    step, read = _timed(run.contender, tuple(data.train[0].shape[1:]), data.classes, run.config.batch_size, str(device), replace(speed, compile=False))
     return step*-(-run.digits//run.config.batch_size)*run.config.epochs + read*_reads(run, data)
 
 # %% ../nbs/10_study.ipynb #3609aaa0
@@ -367,22 +385,19 @@ def listing(
     rest = f'{len(todo)} of {len(runs)} runs are missing; one after the other they take about {_duration(sum(todo.values()))} here'
     return '\n'.join([*lines, rest if todo else 'all runs are done'])
 
-# %% ../nbs/10_study.ipynb #d1db3ea8
+# %% ../nbs/10_study.ipynb #5a576e92
 def run_grid(
     runs:list,         # of `Run`
     out,               # folder; records go to out/runs, weights to out/weights
     device='auto', *, engine=inline, speed:Speed=Speed(), stacked:int=1, progress:bool=True, **kwargs,
 )->tuple:              # records of all of `runs` that are done, in their order; failures by id
     "Run what is missing."
-    units = [unit for unit in stack([run for run in runs if is_missing(run, out)], stacked)]
-    device = str(pick_device(device, torch.nn.Identity()))
-    for name in {run.dataset for run in runs}: _check_sizes(runs, load_data(name))
+    read_records(runs, out)   # complains now, if it must
+    units = stack([run for run in runs if is_missing(run, out)], stacked)
+    for run in runs: split(len(load_data(run.dataset).train[0]), [run.digits, run.valid])   # complains if these are too many
     work = functools.partial(run_unit, device=device, speed=speed)
     failed = run_missing(units, work, out, functools.partial(is_missing, out=out), engine=engine, cost=work_in, progress=progress, **kwargs)
     return read_records(runs, out), failed
-
-def _check_sizes(runs, data):
-    for run in runs: split(len(data.train[0]), [run.digits, run.valid])
 
 # %% ../nbs/10_study.ipynb #caa649d9
 def read_records(runs, out)->list:
@@ -395,10 +410,10 @@ def read_records(runs, out)->list:
                              f"with {record['hashes']['test'][:16]}; delete it, and the run is done again")
     return records
 
-# %% ../nbs/10_study.ipynb #f943160b
+# %% ../nbs/10_study.ipynb #650993f6
 def tidy(records:list)->pd.DataFrame: # a row for each run
     "Records as a table."
-    keep = ('id', 'contender', 'grid', 'regime', 'dataset', 'seed')
+    keep = ('id', 'contender', 'grid', 'regime', 'dataset', 'data', 'seed')
     return pd.DataFrame([{k: r[k] for k in keep} | dict(label=r['model']['label'], lr=r['config']['lr'], precision=r['speed']['precision'],
                          threads=r['versions']['threads'], device=r['versions']['device'], parameters=r['cost']['parameters'], mflops=r['cost']['flops']/1e6,
                          seconds=r['cost']['seconds'], cpu_seconds=r['cost']['cpu_seconds']) | r['training'] | {k: v for k, v in r['metrics'].items() if k in ('upright', 'rotated')}
@@ -414,22 +429,23 @@ def summary(records:list)->pd.DataFrame: # a row for each contender and regime, 
     "The table at the end of a study."
     df, images = tidy(records), {'upright': 'upright images', 'rotated': 'rotated images'}
     rows = [{'trained': regime, 'network': d.label.iloc[0], 'parameters': f'{d.parameters.iloc[0]:,}', 'MFLOPs/image': f'{d.mflops.iloc[0]:.1f}',
-             'CPU seconds': f'{d.cpu_seconds.median():.0f}'} | {name: _percent(d[k]) for k, name in images.items() if k in d and d[k].notna().all()} | {'runs': len(d)}
+             'products': '/'.join(d.precision.unique()), 'CPU seconds': f'{d.cpu_seconds.median():.0f}'} | {name: _percent(d[k]) for k, name in images.items() if k in d and d[k].notna().all()} | {'runs': len(d)}
             for (regime, _), d in df.groupby(['regime', 'contender'], sort=False)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_study.ipynb #d85b6cdf
+# %% ../nbs/10_study.ipynb #13c54e57
 REFERENCE = 'gcnn-c8'
 
 def comparisons(records:list)->pd.DataFrame:
     "Each contender less the reference on rotated images, paired by seed, numbers as text."
     df = tidy(records)
     if REFERENCE not in set(df.contender) or df.contender.nunique() < 2: return pd.DataFrame()
-    return format_table(compare_table(df, 'rotated', REFERENCE)).drop(columns='p (Holm)')
+    return format_table(compare_table(df, 'rotated', REFERENCE))
 
 def six_and_nine(records:list)->pd.DataFrame:
     "How much of the error on rotated digits is 6 ↔ 9, all seeds together, numbers as text."
-    groups = pd.DataFrame([dict(regime=r['regime'], network=r['model']['label'], c=np.array(r['metrics']['confusion']['rotated'])) for r in records if r['metrics']])
+    groups = pd.DataFrame([dict(regime=r['regime'], network=r['model']['label'], c=np.array(r['metrics']['confusion']['rotated'])) for r in records if r['data'] in DIGIT_SETS])
+    if groups.empty: return groups
     rows = [(regime, network, six_nine_share(d.c.sum())) for (regime, network), d in groups.groupby(['regime', 'network'], sort=False)]
     return pd.DataFrame([{'trained': regime, 'network': network, 'error': f"{s['error']:.2%}", 'error but for 6 ↔ 9': f"{s['error_without']:.2%}",
                           'share of 6 ↔ 9': f"{s['share']:.0%}"} for regime, network, s in rows])
@@ -448,7 +464,7 @@ def beside_published(
     rows = [(row.table, CONTENDERS[row.contender]['label'], f'{row["mean"]:.4f} ± {row["std"]:.4f}', *again(row)) for _, row in tables.iterrows()]
     return pd.DataFrame(rows, columns=['table', 'network', 'published (3 runs)', 'run again', 'runs', 'published std. away'])
 
-# %% ../nbs/10_study.ipynb #f4318376
+# %% ../nbs/10_study.ipynb #47236629
 STYLES = {'cnn': ':', 'stcnn-published': (0, (1, 3)), 'stcnn': '--', 'gcnn-c4': '-.', 'gcnn-c8': '-', 'gcnn-c16': (0, (5, 1, 1, 1)),
           'cnn-wide': (0, (1, 1)), 'stcnn-wide': (0, (3, 1))}
 
@@ -457,11 +473,12 @@ def plot_by_angle(records:list, axs=None): # → an axis for each regime
     import matplotlib.pyplot as plt
     import seaborn as sns
     long, regimes = _by_angle(records), list(dict.fromkeys(r['regime'] for r in records))
-    if axs is None: axs = plt.subplots(1, len(regimes), figsize=(9, 3.6), sharey=True, layout='constrained', squeeze=False)[1][0]
+    if axs is None: axs = plt.subplots(1, len(regimes), figsize=(9, 3.6), layout='constrained', squeeze=False)[1][0]
     for regime, ax in zip(regimes, axs):
         for (name, d), color in zip(long[long.regime == regime].groupby('contender', sort=False), sns.color_palette('colorblind')):
             sns.lineplot(d, x='angle', y='accuracy', ax=ax, errorbar='sd', ls=STYLES.get(name, '-'), color=color, label=d.label.iloc[0])
-        ax.set(title=f'trained {regime}', xlabel='angle (degrees)', ylabel='accuracy', xticks=range(0, 361, 90), ylim=(0, 1.02))
+        lowest = math.floor(20*long[long.regime == regime].accuracy.min() - .2)/20
+        ax.set(title=f'trained {regime}', xlabel='angle (degrees)', ylabel='accuracy', xticks=range(0, 361, 90), ylim=(lowest if lowest > .5 else 0, 1.005))
         ax.grid(alpha=.3); ax.get_legend() and ax.get_legend().remove()
     axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=8)
     return axs
@@ -472,14 +489,13 @@ def _by_angle(records):
             for r in records for a, v in zip((*ANGLES, 360), (*r['metrics']['by_angle'], r['metrics']['by_angle'][0]))]
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_study.ipynb #f4f810f8
+# %% ../nbs/10_study.ipynb #ee6ed683
 def write_summary(
     records, out, name='table', # of the files
 )->pd.DataFrame:
     "Tables as CSV and Markdown, the picture as SVG and PNG; returns the summary."
     import matplotlib.pyplot as plt
     out, tables = Path(out), {name: summary(records), f'{name}-comparisons': comparisons(records), f'{name}-six-nine': six_and_nine(records)}
-    write_atomically(out/f'{name}-runs.csv', tidy(records).to_csv(index=False).encode())
     for file, table in tables.items():
         if len(table): write_atomically(out/f'{file}.csv', table.to_csv(index=False).encode()); write_atomically(out/f'{file}.md', markdown(table).encode())
     fig = plot_by_angle(records)[0].figure
@@ -494,7 +510,7 @@ def markdown(table:pd.DataFrame)->str:
     line = lambda cells: '| ' + ' | '.join(map(str, cells)) + ' |'
     return '\n'.join([line(table.columns), line(['---']*table.shape[1]), *map(line, table.values)]) + '\n'
 
-# %% ../nbs/10_study.ipynb #808ed8c1
+# %% ../nbs/10_study.ipynb #f909ef9b
 CHANGES = dict(seeds=(int, "paired runs of each cell"), digits=(int, "how many images to train on"), epochs=(int, "how often to visit each"),
                test=(int, "how many images to test on"), dataset=(str, "mnist, mnist-rot, digits or a classification set of torchvision's, such as FashionMNIST"))
 
@@ -518,53 +534,70 @@ def _how(p, many=True):
     how.add_argument('--channels-last', action='store_true', help="lay images out pixel by pixel")
     how.add_argument('--compile', action='store_true', help="compile the networks (CUDA graphs on CUDA)")
     if not many: return p
-    how.add_argument('--jobs', type=int, default=1, help="processes at a time")
+    how.add_argument('--jobs', type=int, default=1, help="processes at a time on this machine")
+    how.add_argument('--threads', type=int, default=0, help="of each process; 0: the processors shared out (Ray: 1)")
     how.add_argument('--engine', choices=('local', 'ray'), default='local', help="where: on this machine, or on a Ray cluster (RAY_ADDRESS, or a local one)")
-    how.add_argument('--gpus', type=float, default=0., help="share of a graphics card for each run on Ray")
+    how.add_argument('--gpus', type=float, default=0., help="graphics cards for each run on Ray, such as 1 or 0.25; with 0 it sees none")
     how.add_argument('--stack', type=int, default=1, help="train so many runs of one configuration together, for graphics cards")
     return p
 
 def _speed(args): return Speed(args.precision, args.channels_last, args.compile)
 
-# %% ../nbs/10_study.ipynb #a53cf138
+# %% ../nbs/10_study.ipynb #d8b02873
 def _engine(args):
     if args.jobs < 1: raise ValueError(f"jobs must be at least 1, got {args.jobs}")
+    if args.threads < 0: raise ValueError(f"threads must be at least 0, got {args.threads}")
     if args.stack < 1: raise ValueError(f"stack must be at least 1, got {args.stack}")
-    return on_ray(gpus=args.gpus) if args.engine == 'ray' else processes(args.jobs)
+    return on_ray(args.threads or 1, args.gpus) if args.engine == 'ray' else processes(args.jobs, args.threads)
 
-def _run_command(args, rank=0, world=1):
-    "Do what the command line says; returns the exit status."
-    out = Path(args.out)/'quick' if args.grid == 'quick' else Path(args.out)
+def _chosen(args):
+    "What the command line asks for: runs, their folder, how to compute."
     runs = select(GRIDS[args.grid].runs(**{k: getattr(args, k) for k in CHANGES}), args.only)
     if not runs: raise ValueError(f"only must leave some runs of the grid {args.grid}, got {args.only!r}; see --list")
-    speed, device = _speed(args), str(pick_device(args.device, torch.nn.Identity()))
-    if args.list or args.missing: return print(listing(runs, out, lambda run: estimate(run, load_data(run.dataset), device, speed), args.missing))
-    if rank: return follow(functools.partial(run_unit, device=device, speed=speed))
-    try: records, failed = run_grid(runs, out, device, engine=together if world > 1 else _engine(args), speed=speed, stacked=args.stack)
+    if args.engine == 'local': pick_device(args.device, torch.nn.Identity())
+    load_data(runs[0].dataset)
+    return runs, Path(args.out)/'quick' if args.grid == 'quick' else Path(args.out), dict(device=args.device, speed=_speed(args))
+
+def _check_torchrun(runs):
+    "Several processes at one network take batch statistics over their shares, and that is another network."
+    normed = sorted({run.contender for run in runs if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in build(run.contender).modules())})
+    if normed: raise ValueError(f"networks of a grid must be without batch statistics under torchrun, got {', '.join(normed)}; choose others with --only, or use --jobs")
+
+# %% ../nbs/10_study.ipynb #248be481
+def _run_command(args, rank=0, world=1):
+    "Do what the command line says; returns the exit status."
+    runs, out, how = _chosen(args)
+    if args.list or args.missing: return rank or print(listing(runs, out, lambda run: estimate(run, load_data(run.dataset), **how), args.missing))
+    if world > 1: _check_torchrun(runs)
+    if rank: return follow(functools.partial(run_unit, **how))
+    try: records, failed = run_grid(runs, out, **how, engine=together if world > 1 else _engine(args), stacked=args.stack)
     except KeyboardInterrupt:
         print(f"\nstopped; {sum(not is_missing(run, out) for run in runs)} of {len(runs)} runs are kept in {out}. Start again to go on.", file=sys.stderr)
         return 130
-    finally:
-        if world > 1: tell(None)   # the end
-    _select(runs, out, device)
+    if world > 1: tell(None)   # the end
+    _select(runs, out, args.device)
     return _conclude(args, records, failed, out)
 
+# %% ../nbs/10_study.ipynb #ceee6d9b
 SELECTED = ('gcnn-c8', 'stcnn')   # whose first seed's embeddings are kept
 
 def _select(runs, out, device):
     "Embeddings of the selected runs, where they are wanting."
     for run in runs:
-        chosen = run.grid == 'small' and run.contender in SELECTED and run.seed == 0 and weights_path(out, run.id).exists()
-        if chosen and not embeddings_path(out, run.id).exists(): write_embeddings(run, out, device)
+        weights, embeddings = weights_path(out, run.id), embeddings_path(out, run.id)
+        chosen = (run.grid, run.seed, run.variant) == ('small', 0, '') and run.contender in SELECTED and weights.exists()
+        if chosen and not (embeddings.exists() and embeddings.stat().st_mtime > weights.stat().st_mtime): write_embeddings(run, out, device)
 
 def _conclude(args, records, failed, out):
     "Print and write what came out; returns the exit status."
     for id, failure in failed.items(): print(f'failed: {id}: {failure.reason} ({failure_path(out, id)})', file=sys.stderr)
+    everything = [read_record(path) for path in sorted((out/'runs').glob('*.json'))]
+    write_atomically(out/'runs.csv', tidy(everything).to_csv(index=False).encode())
     tested = [r for r in records if r['metrics']]
     if tested: print(f"\n{write_summary(tested, out, args.grid).to_string(index=False)}\n\ntables and figure: {out}/{args.grid}*")
     return 1 if failed else 0
 
-# %% ../nbs/10_study.ipynb #d2664c93
+# %% ../nbs/10_study.ipynb #3248bfe5
 def main(
     argv=None, # arguments; None: the command line's
 )->int:        # exit status
@@ -573,9 +606,10 @@ def main(
     args = parser.parse_args(argv)
     with distributed() as place:
         try: return _run_command(args, *place)
-        except (ValueError, ConnectionError) as e: parser.error(str(e))
+        except (ValueError, ConnectionError, ImportError) as e: parser.error(str(e))
+        except KeyboardInterrupt: return 130
 
-# %% ../nbs/10_study.ipynb #a4fbcf62
+# %% ../nbs/10_study.ipynb #78046d6c
 def _train_arguments():
     p = argparse.ArgumentParser('gcnn_stn_train', description="Train one network, test it upright and rotated, and keep its weights.",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -591,8 +625,9 @@ def _train_arguments():
 
 def _train_command(args, rank):
     "Do what the command line says."
-    config = TrainConfig(epochs=args.epochs, lr=args.lr or LR.get(args.contender, .01), seed=args.seed, rotate=REGIMES[args.regime])
+    config = TrainConfig(epochs=args.epochs, lr=LR.get(args.contender, .01) if args.lr is None else args.lr, seed=args.seed, rotate=REGIMES[args.regime])
     run, path = Run(args.contender, 'own', args.regime, args.seed, args.digits, config, args.dataset), Path(args.out)
+    if path.suffix == '.json': raise ValueError(f"out must not end in .json, which is the record's, got {args.out!r}; try .safetensors")
     check_writable(path)
     result, = run_unit((run,), device=args.device, speed=_speed(args), progress=True)
     if rank: return
@@ -600,7 +635,7 @@ def _train_command(args, rank):
     write_atomically(path.with_suffix('.json'), json.dumps(result.record, indent=1).encode())
     print(', '.join(f'{k} {result.record["metrics"][k]:.2%}' for k in ('upright', 'rotated') if k in result.record['metrics']), f'· weights: {path}')
 
-# %% ../nbs/10_study.ipynb #433206b1
+# %% ../nbs/10_study.ipynb #5e960f18
 def train_main(
     argv=None, # arguments; None: the command line's
 )->int:        # exit status
@@ -610,7 +645,7 @@ def train_main(
     with distributed() as (rank, world):
         try: return _train_command(args, rank)
         except KeyboardInterrupt: print('\nstopped; nothing was kept.', file=sys.stderr); return 130
-        except (ValueError, ConnectionError) as e: parser.error(str(e))
+        except (ValueError, ConnectionError, ImportError, FloatingPointError) as e: parser.error(str(e))
 
 # %% ../nbs/10_study.ipynb #60077cf1
 if __name__ == '__main__' and '__file__' in globals():                       # not in a notebook

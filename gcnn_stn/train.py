@@ -225,7 +225,7 @@ def _seeded(seed, device):
         for index in cuda: torch.cuda.default_generators[index].manual_seed(seed)
         yield
 
-# %% ../nbs/09_train.ipynb #afe2fbb6
+# %% ../nbs/09_train.ipynb #f67bb3c6
 def _place():
     "This process's number, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -233,10 +233,10 @@ def _place():
 @contextmanager
 def distributed():
     "Join the processes that `torchrun` has started, if it has; gives this one's number and how many there are."
-    joins = 'WORLD_SIZE' in os.environ and not dist.is_initialized()
+    joins = {'WORLD_SIZE', 'MASTER_ADDR'} <= {*os.environ} and not dist.is_initialized()
     cuda = torch.cuda.is_available()
-    if joins and cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    if joins: dist.init_process_group('nccl' if cuda else 'gloo')
+    if joins and cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+    if joins: dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
     try: yield _place()
     finally:
         if joins: dist.destroy_process_group()
@@ -364,16 +364,22 @@ def _write_and_rename(part, path, data):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/09_train.ipynb #5ad133bc
+# %% ../nbs/09_train.ipynb #9243e9b6
 def checkpoint_bytes(
     model:nn.Module,
+    dtype=None,       # of floating numbers, where none of them is too large for it; None: as they are
     **metadata,       # kept as strings, next to `model` (its class), `architecture` (its print) and `sha256`
 )->bytes:             # a safetensors file
     "The model's weights as a file's content."
     model = _plain(model)
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}   # shared tensors are written twice
+    state = {k: _narrow(v.detach().cpu(), dtype).contiguous().clone() for k, v in model.state_dict().items()}   # shared tensors are written twice
     about = dict(model=type(model).__qualname__, architecture=repr(model), **metadata, sha256=_fingerprint(state))
     return save(state, {k: str(v) for k, v in about.items()})
+
+def _narrow(v, dtype):
+    "In another precision, unless that would make infinities."
+    fits = dtype is not None and v.is_floating_point() and v.to(dtype).isfinite().all()
+    return v.to(dtype) if fits else v
 
 def save_checkpoint(
     path,             # ends in .safetensors, by custom

@@ -1,5 +1,5 @@
 "The study survives whatever happens to it, on one machine and on several processes."
-import json, random, resource, signal, socket, subprocess, sys, time
+import json, os, random, resource, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 import psutil
@@ -7,11 +7,11 @@ import pytest
 
 from book import ROOT
 
-STUDY = [sys.executable, '-m', 'gcnn_stn.study', '--device', 'cpu']
-TOY = ['--digits', '200', '--epochs', '1', '--test', '100']
+STUDY = [sys.executable, '-c', 'import sys; from gcnn_stn.study import main; sys.exit(main())']   # as the command that pip installs
+TOY = ['--device', 'cpu', '--digits', '200', '--epochs', '1', '--test', '100']
 
 
-def command(out, *arguments, head=STUDY): return [*head, *TOY, '--out', str(out), *arguments]
+def command(out, *arguments, head=(*STUDY, '--threads', '1')): return [*head, *TOY, '--out', str(out), *arguments]
 def start(out, *arguments, **kwargs): return subprocess.Popen(command(out, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 def stamps(out): return {p.stem: p.stat().st_mtime_ns for p in (out/'quick'/'runs').glob('*.json')}
 
@@ -27,7 +27,7 @@ def timeless(out):
     "What the records and tables say, but for times."
     def strip(r): return {k: v for k, v in r.items() if k != 'cost'} | {k: r['cost'][k] for k in ('parameters', 'flops')}
     table = [line.split('|') for line in (out/'quick'/'quick.md').read_text().splitlines()]
-    return {p.stem: strip(json.loads(p.read_text())) for p in (out/'quick'/'runs').glob('*.json')}, [row[:5] + row[6:] for row in table]
+    return {p.stem: strip(json.loads(p.read_text())) for p in (out/'quick'/'runs').glob('*.json')}, [row[:6] + row[7:] for row in table]   # not the seconds
 
 
 def wait_for(condition, process, limit=120):
@@ -74,9 +74,10 @@ def test_killed_five_times(undisturbed, tmp_path):
 
 
 def test_interrupted(tmp_path):
-    process = start(tmp_path)
+    "Ctrl-C, which a terminal sends to all processes of the command."
+    process = start(tmp_path, start_new_session=True)
     wait_for(lambda: stamps(tmp_path), process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     kept = stamps(tmp_path)
     assert process.returncode == 130 and f'{len(kept)} of 10 runs are kept' in messages and 'Traceback' not in messages, messages
@@ -152,11 +153,27 @@ def test_ray_cluster(undisturbed, tmp_path, monkeypatch, cluster):
     same_as(undisturbed, tmp_path, 2)
 
 
+def test_torchrun_refuses(tmp_path):
+    "Batch norm over half a batch is another network, so it isn't done silently."
+    done = subprocess.run(command(tmp_path, '--only', 'contender=cnn', head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', 'gcnn_stn.study']),
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and 'without batch statistics' in done.stderr and not stamps(tmp_path), done.stderr
+
+
+def test_stacked(undisturbed, tmp_path):
+    "Two seeds trained together give what each gives alone, up to rounding."
+    run(tmp_path, '--only', 'contender=cnn,regime=upright', '--seeds', '2', '--stack', '2')
+    record = json.loads((tmp_path/'quick'/'runs'/'cnn-quick-n200-e1-t100-upright-s0.json').read_text())
+    alone = json.loads((undisturbed/'quick'/'runs'/'cnn-quick-n200-e1-t100-upright-s0.json').read_text())
+    assert record['speed']['stacked'] == 2 and record['hashes'] == alone['hashes']
+    assert abs(record['metrics']['upright'] - alone['metrics']['upright']) < .05 and len(stamps(tmp_path)) == 2
+
+
 def test_torchrun(tmp_path):
     "Two processes train one network, and leave one record, with the loss that one process finds."
     only = ['--only', 'contender=stcnn-published,regime=upright']
     run(tmp_path/'one', *only)
-    run(tmp_path/'two', *only, head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', *STUDY[1:]])
+    run(tmp_path/'two', *only, head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', 'gcnn_stn.study'])
     losses = [float(next((tmp_path/n/'quick'/'runs').glob('*.csv')).read_text().splitlines()[1].split(',')[1]) for n in ('one', 'two')]
     assert abs(losses[0] - losses[1]) < 1e-4 and losses[0] > 0
 
