@@ -500,7 +500,7 @@ def write_summary(
         if len(table): write_atomically(out/f'{file}.csv', table.to_csv(index=False).encode()); write_atomically(out/f'{file}.md', markdown(table).encode())
     fig = plot_by_angle(records)[0].figure
     for kind in ('svg', 'png'):
-        buffer = io.BytesIO(); fig.savefig(buffer, format=kind, dpi=150)
+        buffer = io.BytesIO(); fig.savefig(buffer, format=kind, dpi=100)
         write_atomically(out/f'{name}-by-angle.{kind}', buffer.getvalue())
     plt.close(fig)
     return tables[name]
