@@ -6,12 +6,15 @@ import psutil
 import pytest
 
 from book import ROOT
+from gcnn_stn.dataset import load_dataset
+from gcnn_stn.study import build
+from gcnn_stn.train import TrainConfig, fit
 
 STUDY = [sys.executable, '-c', 'import sys; from gcnn_stn.study import main; sys.exit(main())']   # as the command that pip installs
 TOY = ['--device', 'cpu', '--digits', '200', '--epochs', '1', '--test', '100']
 
 
-def command(out, *arguments, head=(*STUDY, '--threads', '1')): return [*head, *TOY, '--out', str(out), *arguments]
+def command(out, *arguments, head=(*STUDY, '--threads', '1')): return [*head, *TOY, '--out', str(out), *(arguments if '--only' in arguments else ('--only', 'regime=upright', *arguments))]
 def start(out, *arguments, **kwargs): return subprocess.Popen(command(out, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 def stamps(out): return {p.stem: p.stat().st_mtime_ns for p in (out/'quick'/'runs').glob('*.json')}
 
@@ -48,7 +51,7 @@ def workers(process):
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    "All ten runs, with nobody in the way."
+    "Five runs, with nobody in the way."
     out = tmp_path_factory.mktemp('undisturbed')
     run(out, '--jobs', '2')
     return out
@@ -58,9 +61,9 @@ def test_killed_five_times(undisturbed, tmp_path):
     "Kill -9 at five random moments, then resume: none lost, none double, all as if nothing had happened."
     moment, kept = random.Random(0), {}
     for _ in range(5):
-        process = start(tmp_path, '--jobs', '2')
+        process = start(tmp_path)
         wait_for(lambda: workers(process) or process.poll() is not None, process)
-        time.sleep(moment.uniform(0, 3))
+        time.sleep(moment.uniform(0, 2))
         orphans = workers(process) if process.poll() is None else []
         process.kill(); process.wait()
         psutil.wait_procs(orphans, timeout=10)
@@ -68,8 +71,8 @@ def test_killed_five_times(undisturbed, tmp_path):
         for p in (tmp_path/'quick'/'runs').glob('*.json'): json.loads(p.read_text())
         assert kept.items() <= stamps(tmp_path).items()                                   # what was done stays done
         kept = stamps(tmp_path)
-    run(tmp_path, '--jobs', '2')
-    assert kept.items() <= stamps(tmp_path).items() and len(stamps(tmp_path)) == 10
+    run(tmp_path)
+    assert kept.items() <= stamps(tmp_path).items() and len(stamps(tmp_path)) == 5
     assert timeless(tmp_path) == timeless(undisturbed)
 
 
@@ -80,23 +83,23 @@ def test_interrupted(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     kept = stamps(tmp_path)
-    assert process.returncode == 130 and f'{len(kept)} of 10 runs are kept' in messages and 'Traceback' not in messages, messages
+    assert process.returncode == 130 and f'{len(kept)} of 5 runs are kept' in messages and 'Traceback' not in messages, messages
     listed = run(tmp_path, '--list')
-    assert listed.count('done ') == len(kept) and listed.count('missing ') == 10 - len(kept) and 'one after the other' in listed
+    assert listed.count('done ') == len(kept) and listed.count('missing ') == 5 - len(kept) and 'one after the other' in listed
 
 
 def test_two_runners(tmp_path):
     "Two runners share a folder; each run is done by one of them, and both see all in the end."
     pair = [start(tmp_path) for _ in range(2)]
     outputs = [p.communicate(timeout=300)[0] for p in pair]
-    assert [p.returncode for p in pair] == [0, 0] and len(stamps(tmp_path)) == 10
-    table = [o[o.index('trained'):].splitlines()[:11] for o in outputs]
+    assert [p.returncode for p in pair] == [0, 0] and len(stamps(tmp_path)) == 5
+    table = [o[o.index('trained'):].splitlines()[:6] for o in outputs]
     assert table[0] == table[1]                                                           # seconds included: the same records
 
 
 def test_dead_worker_and_memory(tmp_path):
     "One worker is killed, another runs out of memory: both are recorded with the reason, and the others go on."
-    process = start(tmp_path, '--jobs', '2', '--only', 'regime=upright')
+    process = start(tmp_path, '--jobs', '2')
     pair = wait_for(lambda: len(workers(process)) == 2 and workers(process), process)
     time.sleep(.5)
     pair[0].kill()
@@ -107,7 +110,7 @@ def test_dead_worker_and_memory(tmp_path):
     assert process.returncode == 1 and len(failures) == 2 and len(stamps(tmp_path)) == 3, (messages, failures)
     assert any('SIGKILL' in reason for reason in failures.values()) and all(f'failed: {id}' in messages for id in failures)
     assert any('memory' in reason.lower() and 'SIGKILL' not in reason for reason in failures.values()), failures
-    run(tmp_path, '--only', 'regime=upright')                                             # the next runner tries again
+    run(tmp_path)                                                                         # the next runner tries again
     assert len(stamps(tmp_path)) == 5 and not any((tmp_path/'quick'/'failed').iterdir())
 
 
@@ -144,14 +147,14 @@ def same_as(undisturbed, out, n):
 def test_ray(undisturbed, tmp_path):
     "A cluster that the command starts gives the same records as one machine does."
     pytest.importorskip('ray', reason='the extra ray is not installed')
-    run(tmp_path, '--engine', 'ray', '--only', 'regime=rotated')
-    same_as(undisturbed, tmp_path, 5)
+    run(tmp_path, '--engine', 'ray', '--only', 'model=gcnn,regime=upright')
+    same_as(undisturbed, tmp_path, 2)
 
 
 def test_ray_cluster(undisturbed, tmp_path, cluster):
     "And so does one that is there already."
-    run(tmp_path, '--engine', 'ray', '--only', 'contender=cnn')
-    same_as(undisturbed, tmp_path, 2)
+    run(tmp_path, '--engine', 'ray', '--only', 'contender=cnn,regime=upright')
+    same_as(undisturbed, tmp_path, 1)
 
 
 def test_torchrun_refuses(tmp_path):
@@ -179,12 +182,19 @@ def test_torchrun(tmp_path):
     assert abs(losses[0] - losses[1]) < 1e-4 and losses[0] > 0
 
 
-@pytest.mark.parametrize('dataset, contender', [('digits', 'gcnn-c4'), ('FakeData', 'cnn')])
-def test_other_data(dataset, contender, tmp_path):
-    "scikit-learn's digits, and coloured images of another size."
-    run(tmp_path, '--dataset', dataset, '--only', f'contender={contender},regime=rotated', '--digits', '50', '--test', '20')
+def test_other_data(tmp_path):
+    "scikit-learn's digits, enlarged."
+    run(tmp_path, '--dataset', 'digits', '--only', 'contender=gcnn-c4,regime=rotated', '--digits', '50', '--test', '20')
     record = json.loads(next((tmp_path/'quick'/'runs').glob('*.json')).read_text())
-    assert record['dataset'] == dataset and 0 <= record['metrics']['rotated'] <= 1
+    assert record['dataset'] == 'digits' and 0 <= record['metrics']['rotated'] <= 1 and record['config']['mean'] > .2
+
+
+@pytest.mark.parametrize('contender', ['gcnn-c8', 'stcnn', 'cnn'])
+def test_coloured(contender):
+    "Three channels, another size, oblong."
+    data = load_dataset('FakeData', image_size=(3, 40, 36), size=100)
+    history = fit(build(contender, 3, data.classes), data.train, config=TrainConfig(epochs=1, rotate=True, mean=data.mean, std=data.std), progress=False)
+    assert history[0]['loss'] > 0 and len(data.mean) == 3
 
 
 def test_bad_arguments(tmp_path):
