@@ -23,7 +23,7 @@ $(READY): settings.ini setup.py pyproject.toml
 study: $(READY)  ## the main job: the quick grid on real digits (ARGS='--seeds 3' and the like)
 	$(BIN)/gcnn_stn_study --grid quick --jobs 2 $(ARGS)
 
-test: $(READY)  ## the proof: every chapter, the pages, the wheel
+test: $(READY)  ## the proof: every chapter, the pages, the wheel (ARGS=--slow for all of it)
 	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) && \
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
 	$(BIN)/python -m pytest tests $(ARGS)

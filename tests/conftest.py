@@ -1,6 +1,17 @@
 "`make test` says when it began and when the environment was ready; the times are printed beside pytest's own summary."
 import os, time
 
+import pytest
+
+
+def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help="run the slow tests, too")
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: runs with --slow only')
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if 'slow' in item.keywords and not config.getoption('--slow'): item.add_marker(pytest.mark.skip(reason="slow; to run it: make test ARGS=--slow"))
+
 
 def pytest_terminal_summary(terminalreporter):
     if 'TEST_BEGAN' not in os.environ: return

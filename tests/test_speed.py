@@ -34,6 +34,7 @@ def near(one, two): return all(abs(a['loss'] - b['loss']) < 1e-4 for a, b in zip
 
 
 @pytest.mark.parametrize('name', NETS)
+@pytest.mark.slow
 def test_compiled(name, graphs):
     "The same loss; a graph for each size of a batch and no more; the model stays what it was."
     one = NETS[name](); two = copy.deepcopy(one)
@@ -44,6 +45,7 @@ def test_compiled(name, graphs):
 
 
 @pytest.mark.parametrize('name', NETS)
+@pytest.mark.slow
 def test_stack_compiled(name, graphs):
     "Likewise, when runs leave the stack."
     ones = [NETS[name]() for _ in range(3)]; twos = copy.deepcopy(ones)
@@ -55,6 +57,7 @@ def test_stack_compiled(name, graphs):
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='inductor needs a C++ compiler')
+@pytest.mark.slow
 def test_inductor():
     "The real thing, small."
     one = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)); two = copy.deepcopy(one)

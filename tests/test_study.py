@@ -151,12 +151,14 @@ def test_ray(undisturbed, tmp_path):
     same_as(undisturbed, tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_ray_cluster(undisturbed, tmp_path, cluster):
     "And so does one that is there already."
     run(tmp_path, '--engine', 'ray', '--only', 'contender=cnn,regime=upright')
     same_as(undisturbed, tmp_path, 1)
 
 
+@pytest.mark.slow
 def test_torchrun_refuses(tmp_path):
     "Batch norm over half a batch is another network, so it isn't done silently."
     done = subprocess.run(command(tmp_path, '--only', 'contender=cnn', head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', 'gcnn_stn.study']),
@@ -164,6 +166,7 @@ def test_torchrun_refuses(tmp_path):
     assert done.returncode and 'without batch statistics' in done.stderr and not stamps(tmp_path), done.stderr
 
 
+@pytest.mark.slow
 def test_stacked(undisturbed, tmp_path):
     "Two seeds trained together give what each gives alone, up to rounding."
     run(tmp_path, '--only', 'contender=cnn,regime=upright', '--seeds', '2', '--stack', '2')
@@ -192,8 +195,8 @@ def test_other_data(tmp_path):
 @pytest.mark.parametrize('contender', ['gcnn-c8', 'stcnn', 'cnn'])
 def test_coloured(contender):
     "Three channels, another size, oblong."
-    data = load_dataset('FakeData', image_size=(3, 40, 36), size=100)
-    history = fit(build(contender, 3, data.classes), data.train, config=TrainConfig(epochs=1, rotate=True, mean=data.mean, std=data.std), progress=False)
+    data = load_dataset('FakeData', image_size=(3, 40, 36))
+    history = fit(build(contender, 3, data.classes), tuple(t[:100] for t in data.train), config=TrainConfig(epochs=1, rotate=True, mean=data.mean, std=data.std), progress=False)
     assert history[0]['loss'] > 0 and len(data.mean) == 3
 
 
