@@ -598,16 +598,19 @@ def _conclude(args, records, failed, out):
     return 1 if failed else 0
 
 # %% ../nbs/10_study.ipynb #3248bfe5
+def _command(parser, do, argv, lost=''):
+    "Parse the command line, join torchrun's processes, and turn what a user can mend into a message; returns the exit status."
+    args = parser.parse_args(argv)
+    with distributed() as place:
+        try: return do(args, *place)
+        except (ValueError, ConnectionError, ImportError, FloatingPointError) as e: parser.error(str(e))
+        except KeyboardInterrupt: print(f'\nstopped{lost}', file=sys.stderr); return 130
+
 def main(
     argv=None, # arguments; None: the command line's
 )->int:        # exit status
     "The command `gcnn_stn_study`."
-    parser = _arguments()
-    args = parser.parse_args(argv)
-    with distributed() as place:
-        try: return _run_command(args, *place)
-        except (ValueError, ConnectionError, ImportError) as e: parser.error(str(e))
-        except KeyboardInterrupt: return 130
+    return _command(_arguments(), _run_command, argv)
 
 # %% ../nbs/10_study.ipynb #78046d6c
 def _train_arguments():
@@ -623,7 +626,7 @@ def _train_arguments():
     p.add_argument('--out', default='network.safetensors', help="file for the weights; the record goes beside it, as JSON")
     return _how(p, many=False)
 
-def _train_command(args, rank):
+def _train_command(args, rank=0, world=1):
     "Do what the command line says."
     config = TrainConfig(epochs=args.epochs, lr=LR.get(args.contender, .01) if args.lr is None else args.lr, seed=args.seed, rotate=REGIMES[args.regime])
     run, path = Run(args.contender, 'own', args.regime, args.seed, args.digits, config, args.dataset), Path(args.out)
@@ -640,12 +643,7 @@ def train_main(
     argv=None, # arguments; None: the command line's
 )->int:        # exit status
     "The command `gcnn_stn_train`."
-    parser = _train_arguments()
-    args = parser.parse_args(argv)
-    with distributed() as (rank, world):
-        try: return _train_command(args, rank)
-        except KeyboardInterrupt: print('\nstopped; nothing was kept.', file=sys.stderr); return 130
-        except (ValueError, ConnectionError, ImportError, FloatingPointError) as e: parser.error(str(e))
+    return _command(_train_arguments(), _train_command, argv, '; nothing was kept.')
 
 # %% ../nbs/10_study.ipynb #60077cf1
 if __name__ == '__main__' and '__file__' in globals():                       # not in a notebook
