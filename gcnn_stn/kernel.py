@@ -33,47 +33,52 @@ def interpolated_basis(
     unit = torch.eye(kernel_size**2, dtype=torch.float64).unflatten(1, (1, kernel_size, kernel_size))
     return torch.stack([transform_image(unit, group.matrix(g), mode).flatten(1) for g in group.elements()])
 
-# %% ../nbs/03_kernel.ipynb #bfc4cda6
+# %% ../nbs/03_kernel.ipynb #0b9eca77
 def rings(
     kernel_size:int, # k, odd
 )->list:             # (radius ϱ in pixels, width σ, band limit M) of each ring
     "Smooth rings that a k × k grid can hold, and the fastest wave on each."
     last = kernel_size//2
-    inner = [(0, .5, 0)] + [(r, .6, min(r + 1, 4)) for r in range(1, last)]
-    return inner + [(last, {1: .35}.get(last, .42), 2)] if last else inner
+    inner = [(0, .5, 0), (1, .6, 2), (2, .65, 3)] + [(r - .1, .62 if r == last - 1 else .65, 5) for r in range(3, last)]
+    edge = {0: (0, .5, 0), 1: (1, .37, 2), 2: (2, .42, 2), 3: (2.9, .45, 3)}.get(last, (last - .1, .44, 3))
+    return [*inner[:last], edge]
 
-# %% ../nbs/03_kernel.ipynb #169e46ef
+# %% ../nbs/03_kernel.ipynb #1a71824b
 def harmonics(
     x:Tensor, y:Tensor, # where to evaluate, pixels from the centre, x right and y up (…)
-    kernel_size:int,
+    rings:list,         # radius, width and band limit of each ring
 )->Tensor:              # (P, …)
     "Circular harmonics on smooth rings: e^{-(r-ϱ)²/2σ²} times 1, cos mφ and sin mφ."
     r, phi = torch.hypot(x, y), torch.atan2(y, x)
     out = []
-    for radius, sigma, limit in rings(kernel_size):
+    for radius, sigma, limit in rings:
         ring = torch.exp(-(r - radius)**2/(2*sigma**2))
         wave = torch.where(r > 1e-9, ring, 0)                          # the centre has no direction
         out += [ring] + [wave*f(m*phi) for m in range(1, limit + 1) for f in (torch.cos, torch.sin)]
     return torch.stack(out)
 
-# %% ../nbs/03_kernel.ipynb #e93e8735
-def harmonic_basis(group:FiniteGroup, kernel_size:int)->Tensor: # (G, P, k²), each function of norm 1 on average over G
+# %% ../nbs/03_kernel.ipynb #491f610d
+def harmonic_basis(
+    group:FiniteGroup, kernel_size:int,
+    extra:int=0, # so many more waves on each ring from radius 2 on
+)->Tensor:       # (G, P, k²), each function of norm 1 on average over G
     "Coefficients of band-limited circular harmonics, evaluated on the grid turned back."
     p = torch.arange(kernel_size, dtype=torch.float64) - kernel_size//2
     grid = torch.stack(torch.meshgrid(p, -p, indexing='xy'), -1).flatten(0, 1)       # (k², 2), x and y
-    R = torch.stack([harmonics(*(grid @ group.matrix(g)).T, kernel_size) for g in group.elements()])
+    which = [(r, sigma, M + extra*(r > 1)) for r, sigma, M in rings(kernel_size)]
+    R = torch.stack([harmonics(*(grid @ group.matrix(g)).T, which) for g in group.elements()])
     return R/R.square().sum(-1, keepdim=True).mean(0, keepdim=True).sqrt()
 
-# %% ../nbs/03_kernel.ipynb #9907fe37
-BASES = {'pixel': pixel_basis, 'bilinear': interpolated_basis, 'harmonic': harmonic_basis,
-         'bicubic': lambda group, k: interpolated_basis(group, k, 'bicubic')}
+# %% ../nbs/03_kernel.ipynb #0d19f6a1
+BASES = {'pixel': pixel_basis, 'harmonic': harmonic_basis, 'wide': lambda group, k: harmonic_basis(group, k, 1),
+         'bilinear': interpolated_basis, 'bicubic': lambda group, k: interpolated_basis(group, k, 'bicubic')}
 
-# %% ../nbs/03_kernel.ipynb #68b0338c
+# %% ../nbs/03_kernel.ipynb #3e873198
 @on_cpu
 def basis_operator(
     group:FiniteGroup,
     kernel_size:int,     # k, odd
-    basis:str|None=None, # 'pixel', 'harmonic', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
+    basis:str|None=None, # 'pixel', 'harmonic', 'wide', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
 )->Tensor:               # R (G, P, k²), float64: weights (…, P) @ R[g] are the copies of a kernel
     "The linear map from the P weights of a kernel to its transformed copies."
     if basis is None: basis = 'pixel' if all(group.lattice) else 'harmonic'

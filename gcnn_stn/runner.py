@@ -49,7 +49,7 @@ def read_record(path)->dict:
     if isinstance(record, dict): return record
     raise ValueError(f"a record must be a whole JSON file, got {str(path)!r} ({record}); delete it, and the run is done again")
 
-# %% ../nbs/09d_runner.ipynb #019b04c9
+# %% ../nbs/09d_runner.ipynb #64c95b29
 @dataclass(frozen=True)
 class Failure:
     "Why a run failed."
@@ -57,7 +57,9 @@ class Failure:
     details:str=''
 
     @classmethod
-    def of(cls, e:BaseException): return cls(f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0], traceback.format_exc())
+    def of(cls, e:BaseException):
+        memory = '; was it out of memory?' if isinstance(e, SystemError) else ''   # C code that fails without saying why
+        return cls(f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0] + memory, traceback.format_exc())
 
 def write_failure(out, id, failure):
     write_atomically(failure_path(out, id), json.dumps(dict(id=id, reason=failure.reason, details=failure.details), indent=1).encode())
@@ -113,7 +115,7 @@ def _death(process):
     memory = '; was it out of memory?' if -code == signal.SIGKILL else ''
     return Failure(f'the process was killed by {signal.Signals(-code).name}{memory}')
 
-# %% ../nbs/09d_runner.ipynb #4aeebecf
+# %% ../nbs/09d_runner.ipynb #7534941f
 def _context(work):
     "How processes are started: if possible by a server that has imported what `work` needs."
     if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
@@ -123,11 +125,15 @@ def _context(work):
 
 @contextmanager
 def _deaf():
-    "Ctrl-C goes unheard; what is started meanwhile never hears it."
+    "Ctrl-C waits; what is started meanwhile never hears it."
     if threading.current_thread() is not threading.main_thread(): yield; return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heard, mask = [], getattr(signal, 'pthread_sigmask', lambda *args: set())   # children inherit the mask
+    before, blocked = signal.signal(signal.SIGINT, lambda *args: heard.append(args)), mask(signal.SIG_BLOCK, {signal.SIGINT})
     try: yield
-    finally: signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    finally:
+        mask(signal.SIG_SETMASK, blocked)                                       # what waited is heard here
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if heard: signal.raise_signal(signal.SIGINT)
 
 def _listen(pipe, unit, process, report):
     "Pass on what a process says; its results or its failure at the end, else None."
