@@ -91,7 +91,7 @@ def _check_alike(what, values, rule):
     for i, value in enumerate(values):
         if value != values[0]: raise ValueError(f"{what} {rule}, got another for run {i} than for run 0; train those apart, with `fit`")
 
-# %% ../nbs/09b_stacked.ipynb #d7916330
+# %% ../nbs/09b_stacked.ipynb #4f8f601c
 def _check_stack(models, trains, valids, configs, speed):
     "Refuse what can't be trained together."
     numbers = [len(v) for v in (models, trains, valids, configs)]
@@ -99,6 +99,8 @@ def _check_stack(models, trains, valids, configs, speed):
         raise ValueError(f"models, trains, valids and configs must have one entry for each run, got {numbers}")
     if len({id(model) for model in models}) < len(models): raise ValueError("models must be different objects, got one of them twice; copy it")
     if speed.channels_last: raise ValueError("channels_last must be False for a stack, which has an axis more, got True")
+    asked = {c.equivariance for c in configs} - {0}
+    if asked: raise ValueError(f"equivariance must be 0 for a stack, where neither error nor penalty is computed, got {asked.pop()}; train those apart, with `fit`")
     _check_alike('models', [_architecture(model) for model in models], 'must be of one architecture')
     _check_alike('configs', [replace(config, seed=0) for config in configs], 'must differ in their seed only')
     for name, sets in ('trains', trains), ('valids', valids):

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'make_optimizer', 'Speed', 'same_mode', 'pick_device', 'predict', 'evaluate', 'visits', 'distributed',
-           'write_atomically', 'checkpoint_bytes', 'save_checkpoint', 'load_checkpoint', 'check_writable', 'fit']
+           'measure_equivariance', 'write_atomically', 'checkpoint_bytes', 'save_checkpoint', 'load_checkpoint',
+           'check_writable', 'fit']
 
-# %% ../nbs/09_train.ipynb #9a354df8
+# %% ../nbs/09_train.ipynb #a9fb6c67
 import copy
+import functools
 import math
 import os
 import time
@@ -23,15 +25,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
+from .data import MNIST_MEAN, MNIST_STD, content_hash, prepare, random_angles, unit_range
+from .equivariance import disc, equivariance_error
+from .group import CyclicGroup, act
 
-from .data import MNIST_MEAN, MNIST_STD, content_hash, prepare, random_angles
-
-# %% ../nbs/09_train.ipynb #54cf7e21
+# %% ../nbs/09_train.ipynb #1eb3d016
 def _whole(least): return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and v >= least
 def _real(test): return lambda v: isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) and test(v)
 def _flag(v): return isinstance(v, bool)
 def _one_or_each(test): return lambda v: all(map(_real(test), v)) and len(v) > 0 if isinstance(v, tuple) else _real(test)(v)
 
+# %% ../nbs/09_train.ipynb #2e305096
 _RULES = {
     'epochs': (_whole(1), "a positive integer"),
     'batch_size': (_whole(1), "a positive integer"),
@@ -45,9 +49,12 @@ _RULES = {
     'fresh_valid': (_flag, "True or False"),
     'label_smoothing': (_real(lambda v: 0 <= v < 1), "a number in [0, 1)"),
     'mean': (_one_or_each(lambda v: True), "a number or a tuple of them, one per channel"),
-    'std': (_one_or_each(lambda v: v > 0), "a positive number or a tuple of them, one per channel")}
+    'std': (_one_or_each(lambda v: v > 0), "a positive number or a tuple of them, one per channel"),
+    'equivariance': (lambda v: _whole(0)(v) and v != 1 and v <= 72, "0 or an order from 2 to 72"),   # a table has n² entries, and n³ products are checked
+    'equivariance_layer': (lambda v: v is None or isinstance(v, str), "None or the name of a module"),
+    'penalty': (_real(lambda v: v >= 0), "a number of at least 0")}
 
-# %% ../nbs/09_train.ipynb #e4fff9c4
+# %% ../nbs/09_train.ipynb #c12715cc
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train."
@@ -64,16 +71,24 @@ class TrainConfig:
     label_smoothing:float=0.
     mean:float|tuple=MNIST_MEAN    # of pixels in [0, 1]; a tuple has one per channel
     std:float|tuple=MNIST_STD
+    equivariance:int=0             # n: log the error under the rotations of C_n after each epoch; 0: don't
+    equivariance_layer:str|None=None # of what this module puts out; None: of the logits
+    penalty:float=0.               # weight in the loss of its square, under one rotation at each step
 
-    def __post_init__(self): _check_fields(self, _RULES)
+    def __post_init__(self): _check_fields(self, _RULES); _check_penalty(self)
 
-# %% ../nbs/09_train.ipynb #66721ae7
+# %% ../nbs/09_train.ipynb #e36071e7
 def _check_fields(config, rules):
     "Make tuples of lists, which is what JSON makes of tuples, and refuse a decision that makes no sense."
     for f in fields(config):
         value, (valid, rule) = getattr(config, f.name), rules[f.name]
         if isinstance(value, list): object.__setattr__(config, f.name, value := tuple(value))   # frozen, but not yet made
         if not valid(value): raise ValueError(f"{f.name} must be {rule}, got {value!r}; the default is {f.default!r}")
+
+def _check_penalty(config):
+    "Refuse a penalty without rotations."
+    if not config.equivariance and (config.penalty or config.equivariance_layer is not None):
+        raise ValueError("equivariance must be the order of the rotations where penalty or equivariance_layer is set, got 0; try equivariance=8")
 
 # %% ../nbs/09_train.ipynb #d495c752
 def make_optimizer(
@@ -120,16 +135,17 @@ def _compiled(f, wanted, device):
     finally:
         if wanted: torch.compiler.reset()
 
-# %% ../nbs/09_train.ipynb #19e7da68
+# %% ../nbs/09_train.ipynb #62968c52
 @contextmanager
 def _computing(model, speed, device):
-    "The model as a function from images to logits, computed as `speed` says."
+    "The model as a function of images, computed as `speed` says."
     low = speed.precision == 'bfloat16'
     with _weights_channels_last(model, speed.channels_last), _compiled(model, speed.compile, device) as f:
         def forward(x):
             if speed.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=low): logits = f(x)
-            return logits.float() if low else logits
+            with torch.autocast(device.type, torch.bfloat16, enabled=low): out = f(x)
+            if isinstance(out, tuple): return tuple(t.float() if low else t for t in out)
+            return out.float() if low else out
         yield forward
 
 # %% ../nbs/09_train.ipynb #71f8c825
@@ -258,21 +274,86 @@ def _same_everywhere(model):
     if _place()[1] > 1:
         for t in (*model.parameters(), *model.buffers()): dist.broadcast(t.detach(), 0)
 
-# %% ../nbs/09_train.ipynb #80d64b41
-def _differentiate(forward, x, y, degrees, config, share):
+# %% ../nbs/09_train.ipynb #a54497f2
+class _Tap(nn.Module):
+    "A network, with what one of its modules puts out next to its logits."
+    def __init__(self, model, layer): super().__init__(); self.model, self.layer, self.kept = model, layer, None
+    def keep(self, module, args, out): self.kept = out
+
+    def forward(self, x):
+        logits = self.model(x)
+        kept, self.kept = self.kept, None
+        return logits, logits if self.layer is None else kept
+
+@contextmanager
+def _tapped(model, layer, wanted=True):
+    "The network with a tap at its module `layer`, at its end if that is None; without one unless `wanted`."
+    tap = _Tap(model, layer)
+    handle = wanted and layer is not None and _plain(model).get_submodule(layer).register_forward_hook(tap.keep)
+    try: yield tap if wanted else model
+    finally:
+        if handle: handle.remove()
+
+def _plain(model): return getattr(model, '_orig_mod', model)   # what `torch.compile` has wrapped
+
+# %% ../nbs/09_train.ipynb #dcc88b71
+def _channel_mean(y): return y.mean([d for d in range(y.ndim) if d != 1], keepdim=True)
+
+@functools.cache
+def _rotations(order):
+    if order == 1: raise ValueError("order must be at least 2, for C1 holds no rotation but the identity, got 1; try 8")
+    return CyclicGroup(order)
+
+# %% ../nbs/09_train.ipynb #91bd90ad
+@torch.no_grad()
+def measure_equivariance(
+    model:nn.Module,     # maps (B, C, H, W) to logits; moved to `device`
+    x:Tensor,            # images (N, C, H, W), uint8 or in [0, 1]; a single one is compared with 0
+    order:int=8,         # n: the rotations are by multiples of 360°/n
+    layer:str|None=None, # a module that puts out images, group features of C_n or vectors; None: the logits
+    *, batch_size:int=100, device=None, mean:float|tuple=MNIST_MEAN, std:float|tuple=MNIST_STD, # as for `predict`
+)->float:                # 0: exact
+    "Relative error of a network in evaluation mode, mean over the rotations of C_n but the identity."
+    x = unit_range(x.to(pick_device(device, model)))
+    with same_mode(model.to(x.device)), _tapped(model, layer) as tap:
+        model.eval()
+        def f(x): return torch.cat([tap(prepare(part, None, mean, std))[1] for part in x.split(batch_size)])
+        centre = _channel_mean(f(x)) if len(x) > 1 else 0.
+        return equivariance_error(lambda x: f(x) - centre, _rotations(order), x, range(1, order)).mean().item()
+
+# %% ../nbs/09_train.ipynb #183847df
+def _turns(n, config, generator):
+    "Which rotation the penalty takes at each of `n` steps; 0, none, where there is no penalty."
+    if not config.penalty: return [0]*n
+    return torch.randint(1, config.equivariance, (n,), generator=generator).tolist()
+
+def _penalized(forward, x, degrees, turn, config):
+    "Logits (B, K), and the mean square of f(L_g x) − L_g f(x)."
+    group, start = _rotations(config.equivariance), x.new_zeros(len(x), dtype=torch.float32) if degrees is None else degrees
+    seen = [prepare(x, d, config.mean, config.std) for d in (degrees, start + 360*turn/group.order)]
+    logits, out = forward(torch.cat(seen))
+    here, there = out.chunk(2)
+    square = (there - act(group, turn, here)).square()
+    if square.ndim > 2 and not group.lattice[turn]: square = square*disc(*square.shape[-2:]).to(square)
+    return logits[:len(x)], square.mean()
+
+# %% ../nbs/09_train.ipynb #7f142e64
+def _differentiate(forward, x, y, degrees, turn, config, share):
     "Predict, measure, differentiate; returns the loss times `share` and the number read right, unread."
-    logits = forward(prepare(x, degrees, config.mean, config.std))
-    loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)*share
+    if turn: logits, apart = _penalized(forward, x, degrees, turn, config)
+    else: logits, apart = forward(prepare(x, degrees, config.mean, config.std)), None
+    loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+    loss = share*(loss if apart is None else loss + config.penalty*apart)
     loss.backward()
     return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
 
-def _step(forward, data, idx, degrees, optimizer, scheduler, config):
+def _step(forward, data, idx, degrees, turn, optimizer, scheduler, config):
     "One step on the images `idx`, of which this process takes its share; loss and number read right are of all."
     (x, y), (rank, world), n = data, _place(), len(idx)
     idx, degrees = idx[rank::world], degrees if degrees is None else degrees[rank::world]
     optimizer.zero_grad()
     loss = right = torch.zeros((), device=x.device)
-    if len(idx): loss, right = _differentiate(forward, x[idx], y[idx], degrees, config, len(idx)/n)
+    if len(idx): loss, right = _differentiate(forward, x[idx], y[idx], degrees, turn, config, len(idx)/n)
     if world > 1: loss, right = _sum_over_processes(optimizer.param_groups[0]['params'], loss, right)
     optimizer.step()
     scheduler.step()
@@ -321,13 +402,14 @@ class _Steps:
         self.bar.set_postfix_str(f'loss {loss:.3f}, accuracy {accuracy:.3f}', refresh=False)
         if self.on_step is not None: self.on_step(self.done, self.total)
 
-# %% ../nbs/09_train.ipynb #f55080e2
-def _train_epoch(forward, data, config, optimizer, scheduler, generator, steps, every=20):
+# %% ../nbs/09_train.ipynb #5ee82ec4
+def _train_epoch(forward, data, config, optimizer, scheduler, order, poses, steps, every=20):
     "Visit each image once; returns mean loss, accuracy and the last learning rate."
-    log, batches = _Log(), visits(len(data[0]), config, generator, data[0].device)
-    for i, (idx, degrees) in enumerate(batches, start=1):
+    log, batches = _Log(), visits(len(data[0]), config, order, data[0].device)
+    turns = _turns(len(batches), config, poses)
+    for i, ((idx, degrees), turn) in enumerate(zip(batches, turns), start=1):
         lr = optimizer.param_groups[0]['lr']
-        log.add(*_step(forward, data, idx, degrees, optimizer, scheduler, config), len(idx), lr)
+        log.add(*_step(forward, data, idx, degrees, turn, optimizer, scheduler, config), len(idx), lr)
         steps.add()
         if i % every == 0 and i < len(batches): steps.tell(*log.read(i - every))
     loss, accuracy = log.read(0)
@@ -364,7 +446,7 @@ def _write_and_rename(part, path, data):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/09_train.ipynb #9243e9b6
+# %% ../nbs/09_train.ipynb #de0fc1dc
 def checkpoint_bytes(
     model:nn.Module,
     dtype=None,       # of floating numbers, where none of them is too large for it; None: as they are
@@ -388,7 +470,6 @@ def save_checkpoint(
     "Write the model's weights, atomically."
     write_atomically(path, checkpoint_bytes(model, **metadata))
 
-def _plain(model): return getattr(model, '_orig_mod', model)   # what `torch.compile` has wrapped
 def _fingerprint(state): return content_hash(*(state[k] for k in sorted(state)))
 
 # %% ../nbs/09_train.ipynb #74a77bdf
@@ -462,7 +543,7 @@ def _check_logits(model, x, y, config):
         raise ValueError(f"model must map (B, C, H, W) to logits (B, K) with K above every label, got {tuple(shape)} for "
                          f"one image and labels from {low} to {high}; flatten its output, or widen its last layer")
 
-# %% ../nbs/09_train.ipynb #34662f42
+# %% ../nbs/09_train.ipynb #a47a3519
 def _ready(model, train, valid, config, device):
     "The data on the device, once everything has been checked."
     if valid is None and config.patience is not None:
@@ -471,7 +552,17 @@ def _ready(model, train, valid, config, device):
         if data is not None: _check_data(name, data)
     train, valid = (data and tuple(t.to(device) for t in data) for data in (train, valid))
     _check_logits(model, *train, config)
+    if config.equivariance: _check_layer(model, train[0], config)
     return train, valid
+
+def _check_layer(model, x, config):
+    "Measure the equivariance of one image, and look at the answer."
+    names = [name for name, _ in _plain(model).named_modules() if name]
+    if config.equivariance_layer not in (None, *names):
+        raise ValueError(f"equivariance_layer must be None or a module of the model, got {config.equivariance_layer!r}; there are {', '.join(names[:20])}")
+    if _logged_equivariance(model, x[:1], config) == math.inf:
+        raise ValueError(f"equivariance_layer must put out images, group features or vectors of one size, whichever way the image is turned, got "
+                         f"{config.equivariance_layer!r}, which doesn't, for images {tuple(x.shape[2:])}; name another")
 
 # %% ../nbs/09_train.ipynb #9c59c45b
 def _validate(model, valid, config, generator):
@@ -487,20 +578,31 @@ def _validate(model, valid, config, generator):
     if world > 1: dist.all_reduce(right)
     return right.item()/len(y)
 
-# %% ../nbs/09_train.ipynb #7f288f35
+# %% ../nbs/09_train.ipynb #919d2371
+def _logged_equivariance(model, x, config):
+    "On the first 200 images."
+    return measure_equivariance(model, x[:200], config.equivariance, config.equivariance_layer, mean=config.mean, std=config.std)
+
+def _judge(model, train, valid, config, generator):
+    "What a record says of the network after an epoch."
+    found = dict(valid_accuracy=_validate(model, valid, config, generator))
+    if config.equivariance: found['equivariance'] = _logged_equivariance(model, (valid or train)[0], config)
+    return found
+
+# %% ../nbs/09_train.ipynb #04013638
 def _run(model, forward, train, valid, config, best, steps, on_epoch):
     "Epoch after epoch; yields a record of each."
-    order, exam = (torch.Generator().manual_seed(config.seed) for _ in range(2))
+    order, exam, poses = (torch.Generator().manual_seed(config.seed + offset) for offset in (0, 0, 1 << 40))
     optimizer, scheduler = make_optimizer(model, config, steps.total)
     _same_everywhere(model)
     for epoch in range(1, config.epochs + 1):
         steps.bar.set_description(f'epoch {epoch}/{config.epochs}')
         model.train(); start = time.perf_counter()
-        record = dict(epoch=epoch) | _train_epoch(forward, train, config, optimizer, scheduler, order, steps)
+        record = dict(epoch=epoch) | _train_epoch(forward, train, config, optimizer, scheduler, order, poses, steps)
         _same_everywhere(model)
-        accuracy = _validate(model, valid, config, exam)
-        best.update(epoch, accuracy)
-        record |= dict(valid_accuracy=accuracy, seconds=time.perf_counter() - start)
+        record |= _judge(model, train, valid, config, exam)
+        best.update(epoch, record['valid_accuracy'])
+        record['seconds'] = time.perf_counter() - start
         if on_epoch is not None: on_epoch(record)
         yield record
         if config.patience and epoch - best.epoch >= config.patience: return
@@ -516,7 +618,7 @@ def _bar(n, config, progress):
         bar.total = bar.n
         bar.refresh()
 
-# %% ../nbs/09_train.ipynb #485dfcce
+# %% ../nbs/09_train.ipynb #396acfb7
 def fit(
     model:nn.Module,         # maps images (B, C, H, W) to logits (B, K); trained in place
     train:tuple,             # images (N, C, H, W), uint8 or in [0, 1], and int64 labels (N,)
@@ -526,14 +628,14 @@ def fit(
     progress=True,           # show a bar; a dict goes on to `tqdm`
     checkpoint=None,         # where to write the best weights, at each improvement
     on_epoch=None, on_step=None,   # called with each epoch's record; with steps done and in all, every 20 and at an epoch's end
-)->list:                     # a dict for each epoch: epoch, loss, accuracy, lr, valid_accuracy, seconds
+)->list:                     # a dict for each epoch: epoch, loss, accuracy, lr, valid_accuracy, equivariance if wanted, seconds
     "Train, and leave the best weights in `model`; if processes were joined by `distributed`, all of them together."
     device, rank = pick_device(device, model), _place()[0]
     train, valid = _ready(model.to(device), train, valid, config, device)
     if checkpoint is not None: _check_folder(Path(checkpoint))
     best = _Best(model, config, checkpoint if rank == 0 else None)
     with (same_mode(model), _seeded(config.seed + (rank << 32), device), _bar(len(train[0]), config, progress) as bar,
-          _computing(model, speed, device) as forward):
+          _tapped(model, config.equivariance_layer, config.penalty > 0) as net, _computing(net, speed, device) as forward):
         history = list(_run(model, forward, train, valid, config, best, _Steps(bar.total, bar, on_step), on_epoch))
     best.restore()
     return history

@@ -2,7 +2,7 @@
 
 `python tests/escnn_numbers.py` writes results/published/escnn_lifting.csv (seconds), `… construction` escnn_construction.csv (minutes).
 escnn needs a Fortran compiler to be installed (its dependency py3nj is built from source)."""
-import csv, math, resource, sys, time
+import csv, functools, math, resource, sys, time
 from datetime import date
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def function_errors(R, f=waves()):
     return (there - here).norm(dim=1)/here.norm(dim=1)
 
 
+@functools.cache
 def measure(operator, order, k):
     "One row of the table."
     R = operator(order, k)

@@ -1,14 +1,19 @@
-"What a chapter can't hold: two real processes that train one network together, on real digits."
+"What a chapter can't hold: two real processes that train one network together, on real digits; and each layer in PyTorch's own wrapper."
 import os, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import gcnn_stn.train as trainer
 from gcnn_stn.data import mnist, unit_range
+from gcnn_stn.group import CyclicGroup, DihedralGroup
+from gcnn_stn.layer import (Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatchNorm, GroupConv2d, GroupDropout, GroupInstanceNorm, GroupLayerNorm, GroupMaxPool2d,
+                            GroupPool, LiftingConv2d)
 from gcnn_stn.model import published_gcnn, published_stcnn
+from gcnn_stn.sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from gcnn_stn.train import TrainConfig, distributed, fit
 
 STEPS = 20
@@ -32,6 +37,7 @@ CASES = {
     'stcnn': (lambda: published_stcnn('single', 3, 8, 4), *ODD),
     'living': (lambda: published_stcnn('single', 3, 8, 4, init='random').double(), *ODD),   # float64: it amplifies the last bits
     'idle': (Idle, *ONES),
+    'penalized': (lambda: published_stcnn('single', 3, 8, 4), ODD[0] | dict(equivariance=8, penalty=1.), ODD[1]),   # under eight rotations
     'stats': (Stats, *ODD),
     'unweighted': (lambda: published_gcnn(4, 2, 4), *ODD)}
 
@@ -63,7 +69,33 @@ def main(folder):
         for name in CASES:
             if name == 'unweighted': trainer._differentiate = lambda *args: differentiate(*args[:-1], 1/world)   # the usual average
             train(name, folder, rank, world)
-    trainer._differentiate = differentiate
+        trainer._differentiate = differentiate
+        for name in LAYERS: wrapped(name, folder, rank, world)
+
+
+C8, D4 = CyclicGroup(8), DihedralGroup(4)
+def after(*layers, group=D4): return lambda: nn.Sequential(LiftingConv2d(1, 4, 3, group, padding=1), *(layer() for layer in layers))
+LAYERS = {   # each after a lifting layer, for the wrapper refuses modules without parameters
+    'lifting': after(group=C8), 'bilinear': after(lambda: GroupConv2d(4, 3, 3, C8, basis='bilinear'), group=C8), 'harmonic': after(lambda: GroupConv2d(4, 4, 5, C8, groups=2), group=C8),
+    'convolution': after(lambda: GroupConv2d(4, 3, 3, D4, stride=2)),
+    'batch norm': after(lambda: GroupBatchNorm(4)), 'layer norm': after(lambda: GroupLayerNorm(4)), 'instance norm': after(lambda: GroupInstanceNorm(4)),
+    'dropout': after(lambda: GroupDropout(.5)), 'max pool': after(lambda: GroupMaxPool2d(2)), 'mean pool': after(lambda: GroupAvgPool2d(2)), 'half size': after(Downsample2d),
+    'group pool': after(lambda: GroupPool('max')), 'global pool': after(lambda: GlobalPool('mean', 'max')),
+    'blur pool': after(BlurPool2d), 'max blur pool': after(MaxBlurPool2d), 'upsampling': after(lambda: Upsample2d(2))}
+APART = {'batch norm', 'dropout'}   # statistics of a share, and masks of each process's own
+
+
+def wrapped(name, folder, rank, world):
+    "One step of gradient descent on half a batch each, in DistributedDataParallel; on all of it in a single process."
+    torch.manual_seed(rank)     # other weights on each process: those of the first must win
+    layer = LAYERS[name]().double()
+    x, seen = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64), slice(rank, None, world)
+    target = torch.randn(4, *layer(x).shape[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    net = layer if world == 1 else DistributedDataParallel(layer, find_unused_parameters=False)
+    (net(x[seen]) - target[seen]).square().mean().backward()
+    grads = {f'grad.{k}': p.grad.clone() for k, p in layer.named_parameters()}
+    torch.optim.SGD(layer.parameters(), lr=.1).step()
+    save_file({k: v.contiguous() for k, v in (grads | layer.state_dict()).items()}, f'{folder}/layer-{name}.{rank}')
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +105,8 @@ def left(tmp_path_factory):
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
     subprocess.run([*torchrun, __file__, str(two)], check=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     main(one)
-    return {name: [load_file(path/f'{name}.{rank}') for path, rank in ((one, 0), (two, 0), (two, 1))] for name in CASES} | {'files': two}
+    names = [*CASES, *(f'layer-{name}' for name in LAYERS)]
+    return {name: [load_file(path/f'{name}.{rank}') for path, rank in ((one, 0), (two, 0), (two, 1))] for name in names} | {'files': two}
 
 
 def apart(a, b, losses):
@@ -81,7 +114,7 @@ def apart(a, b, losses):
     return max((a[k].double() - b[k].double()).abs().max().item() for k in a if (k == 'losses') == losses)
 
 
-@pytest.mark.parametrize('name, most', [('gcnn', 1e-4), ('stcnn', 1e-4), ('living', 1e-8), ('idle', 1e-4)])
+@pytest.mark.parametrize('name, most', [('gcnn', 1e-4), ('stcnn', 1e-4), ('living', 1e-8), ('idle', 1e-4), ('penalized', 1e-4)])
 def test_same_as_one_process(left, name, most):
     one, two, _ = left[name]
     assert len(one['losses']) == len(two['losses']) == STEPS
@@ -101,6 +134,19 @@ def test_processes_agree(left, name):
     _, two, other = left[name]
     assert all(torch.equal(two[k], other[k]) for k in two)
     assert {p.name for p in left['files'].glob(f'{name}.*')} == {f'{name}.{what}' for what in (0, 1, 'best')}
+
+
+def off(a, b, of): return max((a[k] - b[k]).abs().max().item()/b[k].abs().max().clamp_min(1e-9).item() for k in b if k.startswith('grad.') == of)
+
+
+@pytest.mark.parametrize('name', [*LAYERS])
+def test_layer_in_the_wrapper(left, name):
+    "Gradients and new weights are those of a single process, but where half a batch must differ; and both processes have the same."
+    one, two, other = left[f'layer-{name}']
+    assert all(torch.equal(two[k], other[k]) for k in two if 'running' not in k)   # the wrapper evens these out before the next step
+    assert two['grad.0.weight'].abs().max() > 1e-6
+    if name in APART: assert off(two, one, of=True) > 1e-3      # the check can fail
+    else: assert off(two, one, of=True) < 1e-5 and off(two, one, of=False) < 1e-5
 
 
 if __name__ == '__main__': main(Path(sys.argv[1]))
