@@ -26,7 +26,7 @@ study: $(READY)  ## the main job: the quick grid on real digits (ARGS='--seeds 3
 test: $(READY)  ## the proof: every chapter, the pages, the wheel (ARGS=--slow for all of it)
 	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) && \
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests $(ARGS)
 
 export: $(READY)  ## after editing notebooks: clean them, write the package and the README
 	$(BIN)/nbdev_clean

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['check_table', 'check_matrices', 'on_cpu', 'FiniteGroup', 'CyclicGroup', 'DihedralGroup', 'transform_image', 'act']
 
-# %% ../nbs/01_group.ipynb #34df55d4
+# %% ../nbs/01_group.ipynb #a9ab0d22
 import functools, math
 from collections.abc import Iterable
 from numbers import Integral
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/01_group.ipynb #ec2ce2e3
@@ -113,6 +114,30 @@ class DihedralGroup(FiniteGroup):
         table = (a[:, None] + (1 - 2*m[:, None])*a) % n + n*((m[:, None] + m) % 2)
         mirror = torch.diag_embed(torch.stack([torch.ones(2*n), 1.-2*m], -1)).double()
         super().__init__(table, _rotation(2*math.pi*a.double()/n) @ mirror, f'D{n}')
+
+# %% ../nbs/01_group.ipynb #a6533c4e
+@patch
+@on_cpu
+def subgroup(self:FiniteGroup,
+    elements:Iterable, # of this group, each once
+)->FiniteGroup:        # its element i is `elements[i]`
+    "The subgroup that these elements form; unless they do, a `ValueError` names a product that leads out of it."
+    elements = _distinct(self, elements)
+    place = {g: i for i, g in enumerate(elements)}
+    products = [[self.product(g, h) for h in elements] for g in elements]
+    for g, row in zip(elements, products):
+        for h, gh in zip(elements, row):
+            if gh not in place: raise ValueError(f"not a subgroup of {self}: {g}·{h} = {gh} is not among {elements}; add it")
+    return FiniteGroup([[place[gh] for gh in row] for row in products], self.matrices[elements], f'{self}{elements}')
+
+# %% ../nbs/01_group.ipynb #7d04ddfd
+def _distinct(group, elements):
+    "The elements as a list of integers, none of them missing in the group or there twice."
+    elements = list(elements)
+    whole = all(isinstance(g, Integral) and not isinstance(g, bool) for g in elements)
+    if not whole or not elements or not set(elements) <= set(group.elements()) or len(set(elements)) < len(elements):
+        raise ValueError(f"elements must be different elements of {group}, numbers 0 … {group.order - 1}, got {elements}")
+    return [int(g) for g in elements]
 
 # %% ../nbs/01_group.ipynb #f9874773
 def transform_image(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'count_parameters', 'count_flops', 'published_gcnn', 'published_stcnn', 'GCNN', 'CNN', 'STCNN']
 
-# %% ../nbs/06_model.ipynb #c5dbb058
+# %% ../nbs/06_model.ipynb #00e67f45
 import copy, math
 import torch
 from fastcore.basics import patch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from .group import CyclicGroup, FiniteGroup
 from .layer import Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d, GroupLayerNorm, GroupMaxPool2d, LiftingConv2d, _check_whole
+from .separable import SeparableGroupConv2d
 from .stn import LocalizationNet, SpatialLayerNorm, SpatialTransformer, published_transformer
 
 # %% ../nbs/06_model.ipynb #60e87b32
@@ -140,7 +141,7 @@ def _smallest(kernel_sizes):
     for k in reversed(kernel_sizes[1:]): size = 2*(size + k - 1)
     return size
 
-# %% ../nbs/06_model.ipynb #b156e051
+# %% ../nbs/06_model.ipynb #6757e450
 class GCNN(Classifier):
     "A group equivariant network: lift, convolve on the group, forget the pose."
     def __init__(self,
@@ -148,10 +149,11 @@ class GCNN(Classifier):
         channels:tuple=(8, 16, 32), kernel_sizes:tuple=(7, 5, 5), # one of each per block
         *, in_channels:int=1, classes:int=10,
         basis:str|None=None,                # of the kernels, see `basis_operator`
+        separable:bool=False,               # group convolutions that first mix channels and poses, then places
         space:str='max', pose:str='max',    # read-out: over positions, then over poses
     ):
         def block(c, o, k, first):
-            layer, padding = (LiftingConv2d, k//2) if first else (GroupConv2d, 0)
+            layer, padding = (LiftingConv2d, k//2) if first else (SeparableGroupConv2d if separable else GroupConv2d, 0)
             return nn.Sequential(layer(c, o, k, group, padding=padding, bias=False, basis=basis), GroupBatchNorm(o), nn.ReLU())
         blocks = _stack(block, channels, kernel_sizes, in_channels)
         super().__init__(blocks, GlobalPool(space, pose), channels[-1], classes, in_channels, _smallest(kernel_sizes))

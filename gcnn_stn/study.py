@@ -10,7 +10,7 @@ __all__ = ['MODELS', 'CONTENDERS', 'LOC_CHANNELS', 'REGIMES', 'LR', 'QUICK', 'SM
            'listing', 'run_grid', 'read_records', 'tidy', 'summary', 'comparisons', 'six_and_nine', 'beside_published',
            'plot_by_angle', 'write_summary', 'markdown', 'main', 'train_main']
 
-# %% ../nbs/10_study.ipynb #ff836774
+# %% ../nbs/10_study.ipynb #887e9262
 import argparse, functools, importlib, io, itertools, json, math, platform, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from . import __version__
 from .data import content_hash, rotate_once, split
 from .dataset import load_dataset
-from .group import CyclicGroup
+from .group import CyclicGroup, DihedralGroup
 from .model import CNN, GCNN, STCNN, count_flops, count_parameters, published_gcnn, published_stcnn
 from .runner import (Result, failure_path, follow, inline, on_ray, processes, read_record, record_path, run_missing, tell, together,
                              weights_path)
@@ -31,8 +31,8 @@ from .stacked import fit_stacked
 from .statistics import compare_table, confusion_matrix, format_table, interval, six_nine_share
 from .train import Speed, TrainConfig, check_writable, checkpoint_bytes, distributed, fit, load_checkpoint, pick_device, predict, write_atomically
 
-# %% ../nbs/10_study.ipynb #37b76885
-MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': lambda order, **kw: GCNN(CyclicGroup(order), **kw),
+# %% ../nbs/10_study.ipynb #47c67447
+MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': lambda order, mirrors=False, **kw: GCNN((DihedralGroup if mirrors else CyclicGroup)(order), **kw),
           'published_gcnn': published_gcnn, 'published_stcnn': published_stcnn}
 
 CONTENDERS = {
@@ -42,6 +42,8 @@ CONTENDERS = {
     'gcnn-c4': dict(label='GCNN C4', model='gcnn', order=4, channels=(8, 16, 27)),
     'gcnn-c8': dict(label='GCNN C8', model='gcnn', order=8),
     'gcnn-c16': dict(label='GCNN C16', model='gcnn', order=16, channels=(4, 8, 36)),
+    'gcnn-c16-separable': dict(label='GCNN C16, separable', model='gcnn', order=16, channels=(4, 8, 64), separable=True),
+    'gcnn-d4': dict(label='GCNN D4', model='gcnn', order=4, mirrors=True, channels=(6, 12, 17)),
     'cnn-wide': dict(label='CNN, FLOPs of C8', model='cnn', channels=(64, 128, 256)),
     'stcnn-wide': dict(label='STCNN, repaired, FLOPs of C8', model='stcnn', channels=(62, 128, 256))}
 
@@ -137,11 +139,12 @@ def _run(grid, variant, seed, lr, cell):
     return Run(contender, grid.name, regime, seed, grid.digits, config, grid.dataset, grid.valid, grid.split_seed,
                variant + (f'-lr{lr:g}' if lr else ''), grid.test)
 
-# %% ../nbs/10_study.ipynb #0e90b223
-LR = {'cnn': .03, 'stcnn': .03, 'gcnn-c4': .03, 'gcnn-c8': .03, 'gcnn-c16': .03, 'stcnn-published': .01, 'cnn-wide': .01, 'stcnn-wide': .01}   # the best of `tune`
+# %% ../nbs/10_study.ipynb #9799cca8
+LR = {'cnn': .03, 'stcnn': .03, 'gcnn-c4': .03, 'gcnn-c8': .03, 'gcnn-c16': .03, 'gcnn-c16-separable': .03, 'gcnn-d4': .03,
+      'stcnn-published': .01, 'cnn-wide': .01, 'stcnn-wide': .01}   # the best of `tune`
 
 QUICK = ('cnn', 'stcnn-published', 'stcnn', 'gcnn-c4', 'gcnn-c8')
-SMALL = ('gcnn-c8', 'cnn', 'stcnn', 'gcnn-c4', 'gcnn-c16', 'stcnn-published', 'cnn-wide', 'stcnn-wide')
+SMALL = ('gcnn-c8', 'cnn', 'stcnn', 'gcnn-c4', 'gcnn-c16', 'gcnn-c16-separable', 'gcnn-d4', 'stcnn-published', 'cnn-wide', 'stcnn-wide')
 def _size(c, model, layers, channels, mode='', order=1, **_):
     "Roughly what a published network costs."
     return layers*(channels*order)**2*(1.5 if mode == 'multi' else 1)
@@ -269,7 +272,7 @@ def _versions(device, model):
     return dict(gcnn_stn=__version__, torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
                 device=torch.cuda.get_device_name(where) if where.type == 'cuda' else str(where))
 
-# %% ../nbs/10_study.ipynb #8cfaf727
+# %% ../nbs/10_study.ipynb #87179f60
 def identity(run:Run)->dict: # JSON
     "What a record must say to be the record of this run."
     config = {k: v for k, v in asdict(run.config).items() if k not in ('mean', 'std')}   # these are the data's
@@ -283,7 +286,9 @@ def _says(record, wanted):
 def is_missing(run:Run, out)->bool:
     "Whether the run has no record of the same configuration yet."
     path = record_path(out, run.id)
-    return not path.exists() or not _says(read_record(path), identity(run))
+    if not path.exists(): return True
+    record = read_record(path)
+    return not _says(record | dict(config=asdict(TrainConfig()) | record['config']), identity(run))   # what older versions couldn't choose was the default
 
 # %% ../nbs/10_study.ipynb #40e9dc6d
 def load_run(
@@ -464,8 +469,9 @@ def beside_published(
     rows = [(row.table, CONTENDERS[row.contender]['label'], f'{row["mean"]:.4f} ± {row["std"]:.4f}', *again(row)) for _, row in tables.iterrows()]
     return pd.DataFrame(rows, columns=['table', 'network', 'published (3 runs)', 'run again', 'runs', 'published std. away'])
 
-# %% ../nbs/10_study.ipynb #47236629
+# %% ../nbs/10_study.ipynb #8b3a74cb
 STYLES = {'cnn': ':', 'stcnn-published': (0, (1, 3)), 'stcnn': '--', 'gcnn-c4': '-.', 'gcnn-c8': '-', 'gcnn-c16': (0, (5, 1, 1, 1)),
+          'gcnn-c16-separable': (0, (1, 3, 5, 3)), 'gcnn-d4': (0, (7, 2)),
           'cnn-wide': (0, (1, 1)), 'stcnn-wide': (0, (3, 1))}
 
 def plot_by_angle(records:list, axs=None): # → an axis for each regime
