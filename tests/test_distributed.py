@@ -14,6 +14,8 @@ from gcnn_stn.layer import (Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatch
                             GroupPool, LiftingConv2d)
 from gcnn_stn.model import published_gcnn, published_stcnn
 from gcnn_stn.sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
+from gcnn_stn.separable import GroupPointwise, SeparableGroupConv2d
+from gcnn_stn.subgroup import CosetPool, Restrict
 from gcnn_stn.train import TrainConfig, distributed, fit
 
 STEPS = 20
@@ -81,7 +83,9 @@ LAYERS = {   # each after a lifting layer, for the wrapper refuses modules witho
     'batch norm': after(lambda: GroupBatchNorm(4)), 'layer norm': after(lambda: GroupLayerNorm(4)), 'instance norm': after(lambda: GroupInstanceNorm(4)),
     'dropout': after(lambda: GroupDropout(.5)), 'max pool': after(lambda: GroupMaxPool2d(2)), 'mean pool': after(lambda: GroupAvgPool2d(2)), 'half size': after(Downsample2d),
     'group pool': after(lambda: GroupPool('max')), 'global pool': after(lambda: GlobalPool('mean', 'max')),
-    'blur pool': after(BlurPool2d), 'max blur pool': after(MaxBlurPool2d), 'upsampling': after(lambda: Upsample2d(2))}
+    'blur pool': after(BlurPool2d), 'max blur pool': after(MaxBlurPool2d), 'upsampling': after(lambda: Upsample2d(2)),
+    'coset pool': after(lambda: CosetPool(D4, [0, 2])), 'restriction': after(lambda: Restrict(D4, [0, 1, 2, 3])),
+    'pointwise': after(lambda: GroupPointwise(4, 3, D4)), 'separable': after(lambda: SeparableGroupConv2d(4, 3, 3, C8), group=C8)}
 APART = {'batch norm', 'dropout'}   # statistics of a share, and masks of each process's own
 
 

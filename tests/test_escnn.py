@@ -18,6 +18,7 @@ from gcnn_stn.group import CyclicGroup, DihedralGroup, act, transform_image
 from gcnn_stn.layer import (Downsample2d, GroupAvgPool2d, GroupBatchNorm, GroupConv2d, GroupInstanceNorm, GroupLayerNorm, GroupMaxPool2d, GroupPool,
                             LiftingConv2d)
 from gcnn_stn.sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
+from gcnn_stn.separable import GroupPointwise, SeparableGroupConv2d
 
 PAIRS = {'C4': (CyclicGroup(4), gspaces.rot2dOnR2(4)), 'C8': (CyclicGroup(8), gspaces.rot2dOnR2(8)), 'D4': (DihedralGroup(4), gspaces.flipRot2dOnR2(4))}
 each_group = pytest.mark.parametrize('name', [*PAIRS])
@@ -136,6 +137,7 @@ LAYERS = {
     'layer norm': (lambda G: GroupLayerNorm(2), 5), 'instance norm': (lambda G: GroupInstanceNorm(2), 5),
     'max pool': (lambda G: GroupMaxPool2d(2), 5), 'mean pool': (lambda G: GroupAvgPool2d(2), 5), 'half size': (lambda G: Downsample2d(), 5),
     'blur pool': (lambda G: BlurPool2d(), 5), 'max blur pool': (lambda G: MaxBlurPool2d(), 5), 'upsampling': (lambda G: Upsample2d(), 5),
+    'pointwise': (lambda G: GroupPointwise(2, 3, G), 5), 'separable': (lambda G: SeparableGroupConv2d(2, 3, 3, G, padding=1), 5),
     'max over poses': (lambda G: GroupPool('max'), 5), 'mean over poses': (lambda G: GroupPool('mean'), 5)}
 
 
