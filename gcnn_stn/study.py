@@ -231,7 +231,7 @@ def run_unit(
     return [Result(_record(*both, epochs, spent, data, device) | circumstances, epochs, _weights(*both))
             for both, epochs in zip(zip(unit, models), histories)]
 
-# %% ../nbs/10_study.ipynb #aa81e552
+# %% ../nbs/10_study.ipynb #b00acecb
 def _processes(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 def _clocks(): return dict(seconds=time.perf_counter(), cpu_seconds=time.process_time())
@@ -254,7 +254,7 @@ def _parts(dataset, digits, valid, seed):
 
 def _config(run, data): return replace(run.config, mean=data.mean, std=data.std)
 
-def _weights(run, model): return checkpoint_bytes(model, torch.float16, run=run.id)
+def _weights(run, model): return checkpoint_bytes(model, None if run.grid == 'own' else torch.float16, run=run.id)
 
 # %% ../nbs/10_study.ipynb #738de212
 def _record(run, model, epochs, spent, data, device):
@@ -272,12 +272,15 @@ def _versions(device, model):
     return dict(gcnn_stn=__version__, torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), threads=torch.get_num_threads(),
                 device=torch.cuda.get_device_name(where) if where.type == 'cuda' else str(where))
 
-# %% ../nbs/10_study.ipynb #87179f60
+# %% ../nbs/10_study.ipynb #52152de6
 def identity(run:Run)->dict: # JSON
     "What a record must say to be the record of this run."
     config = {k: v for k, v in asdict(run.config).items() if k not in ('mean', 'std')}   # these are the data's
     model = {k: v for k, v in CONTENDERS[run.contender].items() if k != 'label'}
     return json.loads(json.dumps(dict(dataset=run.dataset, digits=run.digits, valid=run.valid, split_seed=run.split_seed, test=run.test, config=config, model=model)))
+
+@functools.lru_cache
+def _parameters(contender): return count_parameters(build(contender))
 
 def _says(record, wanted):
     "Whether a record says all that is wanted, and maybe more."
@@ -287,8 +290,9 @@ def is_missing(run:Run, out)->bool:
     "Whether the run has no record of the same configuration yet."
     path = record_path(out, run.id)
     if not path.exists(): return True
-    record = read_record(path)
-    return not _says(record | dict(config=asdict(TrainConfig()) | record['config']), identity(run))   # what older versions couldn't choose was the default
+    record, wanted = read_record(path), identity(run)
+    if run.dataset.startswith('mnist'): wanted |= dict(cost=dict(parameters=_parameters(run.contender)))   # or it is of other code
+    return not _says(record | dict(config=asdict(TrainConfig()) | record['config']), wanted)   # what older versions couldn't choose was the default
 
 # %% ../nbs/10_study.ipynb #40e9dc6d
 def load_run(
@@ -618,7 +622,7 @@ def main(
     "The command `gcnn_stn_study`."
     return _command(_arguments(), _run_command, argv)
 
-# %% ../nbs/10_study.ipynb #78046d6c
+# %% ../nbs/10_study.ipynb #c9157cce
 def _train_arguments():
     p = argparse.ArgumentParser('gcnn_stn_train', description="Train one network, test it upright and rotated, and keep its weights.",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -629,19 +633,23 @@ def _train_arguments():
     p.add_argument('--epochs', type=int, default=3, help="how often to visit each")
     p.add_argument('--lr', type=float, help="the highest learning rate; None: the network's in the study")
     p.add_argument('--seed', type=int, default=0, help="of everything that is random")
-    p.add_argument('--out', default='network.safetensors', help="file for the weights; the record goes beside it, as JSON")
+    p.add_argument('--equivariance', type=int, default=0, metavar='N', help="measure the error under the rotations of C_N after each epoch; 0: don't")
+    p.add_argument('--penalty', type=float, default=0., help="weight in the loss of the square of that error")
+    p.add_argument('--out', default='network.safetensors', help="file for the weights; beside it go the record, as JSON, and the epochs, as CSV")
     return _how(p, many=False)
 
 def _train_command(args, rank=0, world=1):
     "Do what the command line says."
-    config = TrainConfig(epochs=args.epochs, lr=LR.get(args.contender, .01) if args.lr is None else args.lr, seed=args.seed, rotate=REGIMES[args.regime])
+    config = TrainConfig(epochs=args.epochs, lr=LR.get(args.contender, .01) if args.lr is None else args.lr, seed=args.seed, rotate=REGIMES[args.regime],
+                         equivariance=args.equivariance, penalty=args.penalty)
     run, path = Run(args.contender, 'own', args.regime, args.seed, args.digits, config, args.dataset), Path(args.out)
-    if path.suffix == '.json': raise ValueError(f"out must not end in .json, which is the record's, got {args.out!r}; try .safetensors")
+    if path.suffix in ('.json', '.csv'): raise ValueError(f"out must not end in .json or .csv, which are the record's, got {args.out!r}; try .safetensors")
     check_writable(path)
     result, = run_unit((run,), device=args.device, speed=_speed(args), progress=True)
     if rank: return
     write_atomically(path, result.weights)
     write_atomically(path.with_suffix('.json'), json.dumps(result.record, indent=1).encode())
+    write_atomically(path.with_suffix('.csv'), pd.DataFrame(result.epochs).to_csv(index=False).encode())
     print(', '.join(f'{k} {result.record["metrics"][k]:.2%}' for k in ('upright', 'rotated') if k in result.record['metrics']), f'· weights: {path}')
 
 # %% ../nbs/10_study.ipynb #5e960f18
