@@ -274,7 +274,7 @@ def _same_everywhere(model):
     if _place()[1] > 1:
         for t in (*model.parameters(), *model.buffers()): dist.broadcast(t.detach(), 0)
 
-# %% ../nbs/09_train.ipynb #a54497f2
+# %% ../nbs/09_train.ipynb #8cd3fa5f
 class _Tap(nn.Module):
     "A network, with what one of its modules puts out next to its logits."
     def __init__(self, model, layer): super().__init__(); self.model, self.layer, self.kept = model, layer, None
@@ -282,8 +282,9 @@ class _Tap(nn.Module):
 
     def forward(self, x):
         logits = self.model(x)
-        kept, self.kept = self.kept, None
-        return logits, logits if self.layer is None else kept
+        kept, self.kept = logits if self.layer is None else self.kept, None
+        if not isinstance(kept, Tensor): raise ValueError(f"the layer must be a module that is called and puts out one tensor, got {self.layer!r}, which gave {type(kept).__name__}")
+        return logits, kept
 
 @contextmanager
 def _tapped(model, layer, wanted=True):
