@@ -7,7 +7,7 @@ __all__ = ['REDUCE', 'FilterCache', 'LiftingConv2d', 'GroupConv2d', 'GroupBatchN
            'GroupDropout', 'GroupMaxPool2d', 'GroupAvgPool2d', 'Downsample2d', 'GroupPool', 'GlobalPool',
            'check_module']
 
-# %% ../nbs/04_layer.ipynb #f8a1830c
+# %% ../nbs/04_layer.ipynb #dac09948
 import copy, functools, io, pickle
 from numbers import Integral, Real
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from .group import FiniteGroup
 from .kernel import basis_operator, group_filters, lifting_filters, relative_pose, weight_std
@@ -29,7 +30,7 @@ def _watched():
     "Does anyone record how the filters follow from the weights?"
     return torch.is_grad_enabled() or _transformed() or torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
-# %% ../nbs/04_layer.ipynb #38076d6d
+# %% ../nbs/04_layer.ipynb #9ee6d2e2
 def _countable(t):
     "Would PyTorch let us see a change of `t`?"
     return (type(t) in (nn.Parameter, Tensor) and t.is_leaf and t.grad is None and not t.is_inference() and not t.is_meta
@@ -38,14 +39,20 @@ def _countable(t):
 def _fingerprint(t):
     return id(t), t._version, t.data_ptr(), t.dtype, t.device
 
-def _context(device):
-    "What the filters depend on besides: autocast, inference mode, and on a GPU the stream that makes them."
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == 'cuda' else None
-    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type), torch.is_inference_mode_enabled(), stream
+_last_step = [None]
+def _mark_step(*_):
+    "After each step of each optimizer: fused ones write without counting."
+    _last_step[0] = object()    # a new one, compared by identity; never read here, so a compiled step needs no guard for it
+register_optimizer_step_post_hook(_mark_step)
 
-# %% ../nbs/04_layer.ipynb #b920242b
+def _context(device):
+    "What the filters depend on besides: the last optimizer step, autocast, inference mode, and on a GPU the stream that makes them."
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == 'cuda' else None
+    return _last_step[0], torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type), torch.is_inference_mode_enabled(), stream
+
+# %% ../nbs/04_layer.ipynb #d5401e00
 class FilterCache(nn.Module):
-    "A module whose `filters()` follow from its parameters and buffers: made anew in training, kept in evaluation."
+    "A module whose `filters()` follow from its own parameters and buffers: kept in evaluation. Plain attributes need `refresh()`."
     def __init__(self):
         super().__init__()
         self._kept = {}
@@ -61,14 +68,14 @@ class FilterCache(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs): self.refresh(); super()._load_from_state_dict(*args, **kwargs)
     def __getstate__(self): return {**self.__dict__, '_kept': {}}
 
-# %% ../nbs/04_layer.ipynb #6e5bf007
+# %% ../nbs/04_layer.ipynb #df2af455
 @patch
 def cached_filters(self:FilterCache)->Tensor:
     "`filters()`, or in evaluation what it gave last time, if nothing can have changed since."
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting(): self.refresh()
     if torch.compiler.is_compiling(): return self.filters()
-    if torch.is_grad_enabled(): self.refresh()
     used = [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
-    own = type(self._parameters.get('weight')) is nn.Parameter     # not parametrized, nor lent by `functional_call`
+    own = type(self._parameters.get('weight')) is nn.Parameter and not self._modules   # not parametrized, lent, or made by children
     if self.training or _watched() or not own or not all(map(_countable, used)): return self.filters()
     kept, key = self._kept, (_context(self.weight.device), *map(_fingerprint, used))    # first the key: a later write changes it
     entry = kept.get('entry')
@@ -155,15 +162,15 @@ def _convolve(self:_GroupConvBase, x, filters):
     y = F.conv2d(x, filters, bias, self.stride, self.padding, self.dilation, self.groups)
     return y.unflatten(1, (-1, self.group.order))                               # (B, C_out·G, …) → (B, C_out, G, …)
 
-# %% ../nbs/04_layer.ipynb #63ae6c47
+# %% ../nbs/04_layer.ipynb #285246e6
 class LiftingConv2d(_GroupConvBase):
-    "Images to group features: an ordinary convolution with every kernel in every pose (Cohen & Welling 2016, eq. 10)."
+    "Images to group features: an ordinary convolution with every kernel in every pose (Cohen & Welling 2016, eq. 10). In evaluation, `refresh()` after writes to `weight.data`."
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
         group:FiniteGroup, # the poses
         *, stride:int=1, padding:int=0, dilation:int=1, groups:int=1, bias:bool=True, # as in `nn.Conv2d`
-        basis:str|None=None, # 'pixel', 'harmonic', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
+        basis:str|None=None, # 'pixel', 'harmonic', 'wide', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
         device=None, dtype=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, group, stride, padding, dilation, groups, bias, basis,
@@ -178,15 +185,15 @@ class LiftingConv2d(_GroupConvBase):
                f"{tuple(x.shape)}; group features go to GroupConv2d")
         return self._convolve(x, self.cached_filters())
 
-# %% ../nbs/04_layer.ipynb #3e6d1a21
+# %% ../nbs/04_layer.ipynb #56efe5c7
 class GroupConv2d(_GroupConvBase):
-    "Group features to group features: convolution over positions and poses (Cohen & Welling 2016, eq. 11)."
+    "Group features to group features: convolution over positions and poses (Cohen & Welling 2016, eq. 11). In evaluation, `refresh()` after writes to `weight.data`."
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
         group:FiniteGroup, # the poses, of input and output
         *, stride:int=1, padding:int=0, dilation:int=1, groups:int=1, bias:bool=True, # as in `nn.Conv2d`
-        basis:str|None=None, # 'pixel', 'harmonic', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
+        basis:str|None=None, # 'pixel', 'harmonic', 'wide', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
         device=None, dtype=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, group, stride, padding, dilation, groups, bias, basis,
@@ -210,14 +217,18 @@ class GroupConv2d(_GroupConvBase):
 def _check_feature(x, channels='C'):
     _check(x.ndim == 5 and channels in ('C', x.shape[1]), f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
 
-# %% ../nbs/04_layer.ipynb #ce7fcf51
+# %% ../nbs/04_layer.ipynb #bd695d69
 class GroupBatchNorm(nn.BatchNorm3d):
     "Batch norm with statistics over batch, poses and positions, one scale and shift per channel (Ioffe & Szegedy 2015)."
+    def __init__(self, num_features:int, *args, **kwargs): # then as in `nn.BatchNorm3d`
+        _check_whole(num_features=num_features)
+        super().__init__(num_features, *args, **kwargs)
+
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_features)
         return super().forward(x)
 
-# %% ../nbs/04_layer.ipynb #c34819af
+# %% ../nbs/04_layer.ipynb #3762217e
 class _ChannelNorm(nn.GroupNorm):
     "`nn.GroupNorm` on group features."
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
@@ -227,11 +238,13 @@ class _ChannelNorm(nn.GroupNorm):
 class GroupLayerNorm(_ChannelNorm):
     "Layer norm with statistics over (C, G, H, W) of each sample, one scale and shift per channel (Ba et al. 2016)."
     def __init__(self, num_channels:int, eps:float=1e-5, affine:bool=True, device=None, dtype=None):
+        _check_whole(num_channels=num_channels)
         super().__init__(1, num_channels, eps, affine, device, dtype)
 
 class GroupInstanceNorm(_ChannelNorm):
     "Instance norm with statistics over (G, H, W) of each sample and channel, one scale and shift per channel (Ulyanov et al. 2016)."
     def __init__(self, num_features:int, eps:float=1e-5, affine:bool=True, device=None, dtype=None):
+        _check_whole(num_features=num_features)
         super().__init__(num_features, num_features, eps, affine, device, dtype)
 
 # %% ../nbs/04_layer.ipynb #3cdeb0a5

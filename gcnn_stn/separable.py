@@ -22,9 +22,9 @@ class GroupPointwise(GroupConv2d):
     ):
         super().__init__(in_channels, out_channels, 1, group, groups=groups, bias=bias, device=device, dtype=dtype)
 
-# %% ../nbs/04d_separable.ipynb #2a58b973
+# %% ../nbs/04d_separable.ipynb #d5fba725
 class DepthwiseGroupConv2d(_GroupConvBase):
-    "Convolve each channel and pose by itself, with the channel's kernel turned to that pose."
+    "Convolve each channel and pose by itself, with the channel's kernel turned to that pose. In evaluation, `refresh()` after writes to `weight.data`."
     def __init__(self,
         channels:int, kernel_size:int, # odd
         group:FiniteGroup,             # the poses
@@ -44,18 +44,19 @@ class DepthwiseGroupConv2d(_GroupConvBase):
                f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}")
         return self._convolve(x.flatten(1, 2), self.cached_filters())
 
-# %% ../nbs/04d_separable.ipynb #4fc86748
+# %% ../nbs/04d_separable.ipynb #dc7f035c
 class SeparableGroupConv2d(nn.Module):
-    "Mix channels and poses, then look around: about k² times cheaper than `GroupConv2d` (Lengyel & van Gemert 2021)."
+    "Mix channels and poses, then look around: about k²/stride² times cheaper than `GroupConv2d` (Lengyel & van Gemert 2021)."
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
         group:FiniteGroup, # the poses, of input and output
-        *, stride:int=1, padding:int=0, dilation:int=1, bias:bool=True, # as in `nn.Conv2d`
-        basis:str|None=None, device=None, dtype=None,                   # as in `GroupConv2d`
+        *, stride:int=1, padding:int=0, dilation:int=1,                 # of the second step, as in `nn.Conv2d`
+        groups:int=1,                                                   # of channels, in the mixing
+        bias:bool=True, basis:str|None=None, device=None, dtype=None,   # as in `GroupConv2d`
     ):
         super().__init__()
-        self.mix = GroupPointwise(in_channels, out_channels, group, bias=False, device=device, dtype=dtype)
+        self.mix = GroupPointwise(in_channels, out_channels, group, groups=groups, bias=False, device=device, dtype=dtype)
         self.spatial = DepthwiseGroupConv2d(out_channels, kernel_size, group, stride=stride, padding=padding, dilation=dilation,
                                             bias=bias, basis=basis, device=device, dtype=dtype)
         self.mix.std /= math.sqrt(2)                   # no ReLU follows the mixing
