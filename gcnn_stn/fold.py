@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plain_conv2d', 'fold_layer', 'fold_norm', 'fold']
 
-# %% ../nbs/07_fold.ipynb #570d95d8
+# %% ../nbs/07_fold.ipynb #7405ef69
 import copy
 from functools import singledispatch
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .layer import GroupBatchNorm, GroupConv2d, GroupInstanceNorm, GroupLayerNorm, LiftingConv2d
-from .separable import DepthwiseGroupConv2d, SeparableGroupConv2d
+from .separable import DepthwiseGroupConv2d, GroupPointwise, SeparableGroupConv2d
 
 # %% ../nbs/07_fold.ipynb #38137ef6
 def plain_conv2d(
@@ -51,15 +51,16 @@ def _lifting(layer:LiftingConv2d):
 def _group_conv(layer):
     return nn.Sequential(nn.Flatten(1, 2), _bake(layer), nn.Unflatten(1, (layer.out_channels, layer.group.order)))
 
-# %% ../nbs/07_fold.ipynb #1cd5dc5f
+# %% ../nbs/07_fold.ipynb #04516f72
 @fold_layer.register
 def _separable(layer:SeparableGroupConv2d):
+    if type(layer.mix) is not GroupPointwise or type(layer.spatial) is not DepthwiseGroupConv2d: return None   # each by its own rule
     return nn.Sequential(*fold_layer(layer.mix)[:-1], *fold_layer(layer.spatial)[1:])
 
-# %% ../nbs/07_fold.ipynb #77a7b3a0
+# %% ../nbs/07_fold.ipynb #d2abcf24
 def _with_state(norm, like):
     norm.load_state_dict(like.state_dict(), assign=True)
-    return norm
+    return norm.train(like.training)
 
 @fold_layer.register
 def _batch_norm(norm:GroupBatchNorm):
@@ -70,7 +71,7 @@ def _batch_norm(norm:GroupBatchNorm):
 def _channel_norm(norm):
     return _with_state(nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps, norm.affine, device='meta'), norm)
 
-# %% ../nbs/07_fold.ipynb #3f75ec1a
+# %% ../nbs/07_fold.ipynb #cd132a2a
 def _apply_rule(layer, path):
     "What `fold_layer` makes of a layer, unless that would change what it computes."
     known = next(c for c in type(layer).__mro__ if c in fold_layer.registry)   # object: none
@@ -79,14 +80,15 @@ def _apply_rule(layer, path):
         if type(layer).__module__.startswith('gcnn_stn.') and next(layer.parameters(recurse=False), None) is not None:
             raise ValueError(f"a layer with weights needs a rule to be folded, {what}; add one with @fold_layer.register")
         return None
-    if type(layer).forward is not known.forward:
+    same = all(getattr(type(layer), f, None) is getattr(known, f, None) for f in ('forward', '__call__', '_convolve', 'cached_filters'))
+    if not same or 'forward' in vars(layer):
         raise ValueError(f"the rule for {known.__name__} knows its forward only, {what} with another; add a rule with @fold_layer.register")
     if any(map(_hooked, layer.modules())): raise ValueError(f"a layer to be folded must have no hooks, {what} with some; remove them first")
     return fold_layer(layer)
 
 def _hooked(layer): return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
-# %% ../nbs/07_fold.ipynb #851881f7
+# %% ../nbs/07_fold.ipynb #f3f959f4
 def fold_norm(
     conv:nn.Conv2d,  # C·G filters
     norm:nn.Module,  # batch norm of C channels, with running statistics
@@ -99,10 +101,10 @@ def fold_norm(
     scale, shift = scale.repeat_interleave(poses), shift.repeat_interleave(poses)   # (C,) → (C·G,)
     if conv.bias is not None: shift = shift + scale*conv.bias
     conv = copy.deepcopy(conv)
-    conv.weight, conv.bias = nn.Parameter(scale[:, None, None, None]*conv.weight), nn.Parameter(shift)
+    conv.weight, conv.bias = (nn.Parameter(t.to(conv.weight.dtype)) for t in (scale[:, None, None, None]*conv.weight, shift))
     return conv
 
-# %% ../nbs/07_fold.ipynb #7f7db3fc
+# %% ../nbs/07_fold.ipynb #aba3f2bf
 def _last_conv(m):
     "The convolution that a folded layer ends with, if it is one."
     if type(m) is nn.Sequential and len(m) > 1 and type(m[-1]) is nn.Unflatten and not _hooked(m): m = m[-2]
@@ -115,7 +117,7 @@ def _with_last_conv(m, conv):
     return m
 
 def _foldable(norm):
-    return type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm) and norm.running_mean is not None and not _hooked(norm)
+    return type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm) and norm.running_mean is not None and not norm.training and not _hooked(norm)
 
 def _fold_norms(sequence):
     "Fold each batch norm that directly follows a convolution."
@@ -124,27 +126,35 @@ def _fold_norms(sequence):
         if _foldable(m) and _last_conv(sequence[before]):
             sequence[before] = _with_last_conv(sequence[before], fold_norm(_last_conv(sequence[before]), m))
             sequence[i] = nn.Identity()
-        elif type(m) is not nn.Identity: before = i
+        elif type(m) is not nn.Identity or _hooked(m): before = i
 
-# %% ../nbs/07_fold.ipynb #c3cd7f21
-def _fold(module, folded, path):
+# %% ../nbs/07_fold.ipynb #dd92779a
+def _unwrapped(module):
+    "What `torch.compile` and data parallelism wrap."
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)): module = module.module
+        elif '_orig_mod' in module._modules: module = module._modules['_orig_mod']
+        else: return module
+
+def _fold(module, folded, path, norms):
     "Fold what `module` contains, or the module itself; `folded` remembers what was done already."
+    module = _unwrapped(module)
     if module not in folded:
         new = _apply_rule(module, path)
         if new is None:
             new = module
             for name, child in module._modules.items():
-                if child is not None: setattr(module, name, _fold(child, folded, f'{path}.{name}'.lstrip('.')))
-            if type(module).forward is nn.Sequential.forward: _fold_norms(module)
+                if child is not None: setattr(module, name, _fold(child, folded, f'{path}.{name}'.lstrip('.'), norms))
+            if norms and type(module).forward is nn.Sequential.forward: _fold_norms(module)
         folded[module] = new
     return folded[module]
 
-# %% ../nbs/07_fold.ipynb #79c911cf
+# %% ../nbs/07_fold.ipynb #97d7aa76
 @torch.no_grad()
 def fold(
     model:nn.Module, # any module that contains layers of this package; it isn't changed
+    norms:bool=True, # batch norms too; False if the items of an `nn.Sequential` are also used one by one
 )->nn.Module:        # the same function as `model.eval()`, in plain PyTorch, frozen; same device and dtype
     "A copy for inference: filters written out, batch norms folded into the convolutions before them."
     if not isinstance(model, nn.Module): raise ValueError(f"model must be an nn.Module, got {model!r}; call fold on the network itself")
-    model = getattr(model, '_orig_mod', model)                   # what `torch.compile` wraps
-    return _fold(copy.deepcopy(model).eval(), {}, '').eval().requires_grad_(False)
+    return _fold(copy.deepcopy(_unwrapped(model)).eval(), {}, '', norms).eval().requires_grad_(False)
