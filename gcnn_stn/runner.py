@@ -112,7 +112,7 @@ def _death(process):
     "What the exit status says."
     code = process.exitcode
     if code is None or code >= 0: return Failure(f'the process ended with status {code} and without a result')
-    memory = '; was it out of memory?' if -code == signal.SIGKILL else ''
+    memory = '; was it out of memory?' if -code in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT) else ''
     return Failure(f'the process was killed by {signal.Signals(-code).name}{memory}')
 
 # %% ../nbs/09d_runner.ipynb #7534941f
