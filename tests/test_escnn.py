@@ -12,7 +12,7 @@ escnn = pytest.importorskip('escnn', reason="escnn isn't installed; pip install 
 import escnn.nn as enn
 from escnn import gspaces
 
-from escnn_numbers import KERNEL_SIZES, ORDERS, PUBLISHED, escnn_operator, measure, our_operator, random_kernels_error
+from escnn_numbers import KERNEL_SIZES, ORDERS, PUBLISHED, escnn_operator, measure, our_operator, random_kernels_error, write
 from gcnn_stn.equivariance import disc, equivariance_error, smooth_images
 from gcnn_stn.group import CyclicGroup, DihedralGroup, act, transform_image
 from gcnn_stn.layer import (Downsample2d, GroupAvgPool2d, GroupBatchNorm, GroupConv2d, GroupInstanceNorm, GroupLayerNorm, GroupMaxPool2d, GroupPool,
@@ -56,7 +56,8 @@ class Bridge:
         return field.tensor.unflatten(1, (-1, self.group.order))[:, :, back]
 
 
-def close(a, b, most=1e-5): return ((a - b).abs().max()/b.abs().max()).item() < most
+def difference(a, b): return ((a - b).abs().max()/b.abs().max()).item()
+def close(a, b, most=1e-5): return difference(a, b) < most
 
 
 @each_group
@@ -234,3 +235,39 @@ def test_published_numbers():
         if row['escnn'] != escnn.__version__: pytest.skip(f"measured with escnn {row['escnn']}; python tests/escnn_numbers.py measures anew")
         found = measure(escnn_operator, round(360/float(row['degrees'])), int(row['kernel_size']))
         for what in 'weights', 'random_kernels', 'mean_function', 'worst_function': assert found[what] == pytest.approx(float(row[what]), rel=1e-3)
+
+
+def moved_apart(bridge, images=False):
+    "How far its motion of our images or features is from ours, at worst, on the lattice."
+    x = torch.randn(2, 3, *[bridge.group.order]*(not images), 9, 9)
+    return max(difference(bridge.back(bridge.there(x).transform(e)), act(bridge.group, g, x)) for e, g in bridge.lattice)
+
+
+@torch.no_grad()
+def judged(bridge, make, ndim):
+    "How far a layer of ours is from commuting with its motions, at worst, on the lattice."
+    layer, x = trained(make(bridge.group)), bridge.there(torch.randn(2, 2, *[bridge.group.order]*(ndim == 5), 10, 10))
+    moved = lambda y, e: bridge.back(bridge.there(y).transform(e))
+    return max(difference(layer(bridge.back(x.transform(e))), moved(layer(bridge.back(x)), e)) for e, _ in bridge.lattice)
+
+
+def conformance():
+    "What chapter 04 quotes: for each group and layer the worst difference, and the number of elements it was looked for at."
+    for name in PAIRS:
+        torch.manual_seed(0)
+        bridge = Bridge(name)
+        row = lambda what, worst: dict(group=name, what=what, elements=len(bridge.lattice), difference=worst)
+        yield row('images moved', moved_apart(bridge, True))
+        yield row('features moved', moved_apart(bridge))
+        for what, (make, ndim) in LAYERS.items(): yield row(what, judged(bridge, make, ndim))
+
+
+def test_conformance():
+    "The file that chapter 04 quotes is what this escnn measures, but for the last digits."
+    with open(PUBLISHED/'escnn_conformance.csv') as f: rows = [*csv.DictReader(f)]
+    found = [*conformance()]
+    assert [(r['group'], r['what'], int(r['elements'])) for r in rows] == [(r['group'], r['what'], r['elements']) for r in found]
+    assert all(float(r['difference']) < 1e-5 for r in rows + found)
+
+
+if __name__ == '__main__': write(PUBLISHED/'escnn_conformance.csv', [*conformance()])   # python tests/test_escnn.py
