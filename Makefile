@@ -6,7 +6,7 @@ READY := .venv/ready
 BEGAN := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test export hooks unhook clean
+.PHONY: help setup study test outputs export hooks unhook clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -27,6 +27,9 @@ test: $(READY)  ## the proof: every chapter, the pages, the wheel (ARGS=--slow f
 	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) && \
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests $(ARGS)
+
+outputs: $(READY)  ## run every notebook anew, and compare its figures and tables with those that are kept (ARGS=03_kernel for one)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/test_outputs.py $(ARGS)
 
 export: $(READY)  ## after editing notebooks: clean them, write the package and the README
 	$(BIN)/nbdev_clean

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'make_optimizer', 'Speed', 'same_mode', 'pick_device',
            'measure_equivariance', 'write_atomically', 'checkpoint_bytes', 'save_checkpoint', 'load_checkpoint',
            'check_writable', 'fit']
 
-# %% ../nbs/09_train.ipynb #a9fb6c67
+# %% ../nbs/09_train.ipynb #095791fa
 import copy
 import functools
 import math
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from .data import MNIST_MEAN, MNIST_STD, content_hash, prepare, random_angles, unit_range
 from .equivariance import disc, equivariance_error
-from .group import CyclicGroup, act
+from .group import CyclicGroup, FiniteGroup, act
 
 # %% ../nbs/09_train.ipynb #1eb3d016
 def _whole(least): return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and v >= least
@@ -297,7 +297,7 @@ def _tapped(model, layer, wanted=True):
 
 def _plain(model): return getattr(model, '_orig_mod', model)   # what `torch.compile` has wrapped
 
-# %% ../nbs/09_train.ipynb #dcc88b71
+# %% ../nbs/09_train.ipynb #a3e303fd
 def _channel_mean(y): return y.mean([d for d in range(y.ndim) if d != 1], keepdim=True)
 
 @functools.cache
@@ -305,22 +305,30 @@ def _rotations(order):
     if order == 1: raise ValueError("order must be at least 2, for C1 holds no rotation but the identity, got 1; try 8")
     return CyclicGroup(order)
 
-# %% ../nbs/09_train.ipynb #91bd90ad
+def _check_poses(model, group):
+    "Features in as many poses as the group has elements must be features on that group."
+    for other in {id(m.group): m.group for m in model.modules() if isinstance(getattr(m, 'group', None), FiniteGroup)}.values():
+        if other.order == group.order and not torch.equal(other.table, group.table):
+            raise ValueError(f"order must be the network's own group where a layer with {other.order} poses is named, got {group} for {other}; give the group itself, or name no layer")
+
+# %% ../nbs/09_train.ipynb #066010d0
 @torch.no_grad()
 def measure_equivariance(
     model:nn.Module,     # maps (B, C, H, W) to logits; moved to `device`
     x:Tensor,            # images (N, C, H, W), uint8 or in [0, 1]; a single one is compared with 0
-    order:int=8,         # n: the rotations are by multiples of 360°/n
-    layer:str|None=None, # a module that puts out images, group features of C_n or vectors; None: the logits
+    order:int|FiniteGroup=8, # n: the rotations are by multiples of 360°/n; or a group, such as DihedralGroup(4)
+    layer:str|None=None, # a module that puts out images, features on the group or vectors; None: the logits
     *, batch_size:int=100, device=None, mean:float|tuple=MNIST_MEAN, std:float|tuple=MNIST_STD, # as for `predict`
 )->float:                # 0: exact
-    "Relative error of a network in evaluation mode, mean over the rotations of C_n but the identity."
+    "Relative error of a network in evaluation mode, mean over the elements of the group but the identity."
+    group = order if isinstance(order, FiniteGroup) else _rotations(order)
+    if layer is not None: _check_poses(model, group)
     x = unit_range(x.to(pick_device(device, model)))
     with same_mode(model.to(x.device)), _tapped(model, layer) as tap:
         model.eval()
         def f(x): return torch.cat([tap(prepare(part, None, mean, std))[1] for part in x.split(batch_size)])
         centre = _channel_mean(f(x)) if len(x) > 1 else 0.
-        return equivariance_error(lambda x: f(x) - centre, _rotations(order), x, range(1, order)).mean().item()
+        return equivariance_error(lambda x: f(x) - centre, group, x, [g for g in group.elements() if g != group.identity]).mean().item()
 
 # %% ../nbs/09_train.ipynb #183847df
 def _turns(n, config, generator):
