@@ -41,7 +41,7 @@ def other_size(self:Step, most=4):
     works = lambda d: min(self.size()) + d > 1 and attempt(lambda: not self.breaks(self.noise(d)))
     return None if not self.size() else next((d for n in range(1, most + 1) for d in (n, -n) if works(d)), None)
 
-# %% ../nbs/08_doctor.ipynb #378fabfa
+# %% ../nbs/08_doctor.ipynb #077b9ecd
 @patch
 def additive(self:Step): # f(a + b) − f(0) = f(a) − f(0) + f(b) − f(0)
     f, a, b = self.without_offset(), self.noise(seed=1), self.noise(seed=2)
@@ -61,6 +61,7 @@ def stride(self:Step):
     "How many pixels of the source there are to one of the answer."
     return max(1, round(self.size()[-1]/self.point.maps.shape[-1])) if self.point.spatial and self.size() else 1
 
+# %% ../nbs/08_doctor.ipynb #56d47465
 @patch
 def enlarges(self:Step): return self.point.spatial and bool(self.size()) and self.point.maps.shape[-1] >= 1.5*self.size()[-1]
 

@@ -104,7 +104,7 @@ def fold_norm(
     conv.weight, conv.bias = (nn.Parameter(t.to(conv.weight.dtype)) for t in (scale[:, None, None, None]*conv.weight, shift))
     return conv
 
-# %% ../nbs/07_fold.ipynb #aba3f2bf
+# %% ../nbs/07_fold.ipynb #f7513f3c
 def _last_conv(m):
     "The convolution that a folded layer ends with, if it is one."
     if type(m) is nn.Sequential and len(m) > 1 and type(m[-1]) is nn.Unflatten and not _hooked(m): m = m[-2]
@@ -119,6 +119,7 @@ def _with_last_conv(m, conv):
 def _foldable(norm):
     return type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm) and norm.running_mean is not None and not norm.training and not _hooked(norm)
 
+# %% ../nbs/07_fold.ipynb #d28a1c50
 def _fold_norms(sequence):
     "Fold each batch norm that directly follows a convolution."
     before = 0                                  # where the latest module lies that isn't an identity

@@ -115,7 +115,7 @@ def _death(process):
     memory = '; was it out of memory?' if -code in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT) else ''
     return Failure(f'the process was killed by {signal.Signals(-code).name}{memory}')
 
-# %% ../nbs/09d_runner.ipynb #7534941f
+# %% ../nbs/09d_runner.ipynb #99d42bdc
 def _context(work):
     "How processes are started: if possible by a server that has imported what `work` needs."
     if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
@@ -135,6 +135,7 @@ def _deaf():
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
         if heard: signal.raise_signal(signal.SIGINT)
 
+# %% ../nbs/09d_runner.ipynb #16d3fd5e
 def _listen(pipe, unit, process, report):
     "Pass on what a process says; its results or its failure at the end, else None."
     try: message = pipe.recv()
@@ -230,7 +231,7 @@ class _Board:
         self.total.update(self.cost(unit)*(done - bar.n)/total)
         bar.update(done - bar.n)
 
-# %% ../nbs/09d_runner.ipynb #055ea14c
+# %% ../nbs/09d_runner.ipynb #63c14f9d
 @patch
 def expect(self:_Board, units):
     "What is still to be done, by whomever."
@@ -250,6 +251,7 @@ def finish(self:_Board, unit, failure=None):
 @patch
 def say(self:_Board, text): tqdm.write(text, file=sys.stderr)
 
+# %% ../nbs/09d_runner.ipynb #d510200c
 @patch
 def close(self:_Board):
     for bar in (*self.bars.values(), self.total): bar.close()

@@ -19,9 +19,10 @@ from .data import prepare
 from .train import (Speed, TrainConfig, _bar, _Best, _computing, _Log, _ready, _seeded, _Steps, _valid_angles, make_optimizer,
                             pick_device, visits)
 
-# %% ../nbs/09b_stacked.ipynb #3dea42f2
+# %% ../nbs/09b_stacked.ipynb #917c9952
 def _stacked(states, k): return torch.stack([state[k].detach() for state in states])
 
+# %% ../nbs/09b_stacked.ipynb #e15431cd
 class Stack(nn.Module):
     "Networks of one architecture as one, with an axis for the runs in front of every weight."
     def __init__(self, models:list): # of one architecture; copied

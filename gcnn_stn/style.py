@@ -32,7 +32,7 @@ def look(
     color, ls, marker = LOOKS.get(contender) or LOOKS.get(family, ('#333333', '-', 'o'))
     return dict(color=color, ls=ls, marker=marker)
 
-# %% ../nbs/09e_style.ipynb #77d21628
+# %% ../nbs/09e_style.ipynb #71b67ebd
 RC = {'figure.figsize': (7, 3), 'figure.constrained_layout.use': True, 'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'legend.fontsize': 8,
       'xtick.labelsize': 8, 'ytick.labelsize': 8, 'axes.grid': True, 'grid.alpha': .3, 'grid.linewidth': .6, 'lines.linewidth': 1.5, 'lines.markersize': 5,
       'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False, 'image.cmap': 'gray', 'svg.hashsalt': 'gcnn_stn'}
@@ -52,6 +52,7 @@ def figure_bytes(
     with style(): fig.savefig(buffer, format=kind, dpi=dpi, metadata={'Date' if kind == 'svg' else 'Software': None})
     return buffer.getvalue()
 
+# %% ../nbs/09e_style.ipynb #09caede1
 def save_figure(
     fig, path, # without ending; missing folders are made
 )->list:       # the two files

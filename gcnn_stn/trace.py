@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .equivariance import disc, smooth_images
 from .group import FiniteGroup, act
 
-# %% ../nbs/07b_trace.ipynb #22c98475
+# %% ../nbs/07b_trace.ipynb #b9c9f012
 def map_tensors(tree, f):
     "The same tree of tuples, lists and dicts with `f` applied to its floating point tensors."
     if isinstance(tree, Tensor): return f(tree) if tree.is_floating_point() else tree
@@ -27,6 +27,7 @@ def map_tensors(tree, f):
     new = [map_tensors(t, f) for t in tree]
     return type(tree)(*new) if hasattr(tree, '_fields') else type(tree)(new)
 
+# %% ../nbs/07b_trace.ipynb #b0e715ff
 @contextmanager
 def hooked(
     model:nn.Module,
@@ -102,7 +103,7 @@ def add(self:Trace, t, place):
     self.seen[id(twin)] = (i, twin); self.points.append(p)
     return i, twin
 
-# %% ../nbs/07b_trace.ipynb #f1223f58
+# %% ../nbs/07b_trace.ipynb #a025d980
 @patch
 def fed(self:Trace, frame):
     "The points among what a module was given."
@@ -124,10 +125,11 @@ def alone(self:Trace, frame, sources, place=0):
         return found[place]
     return run
 
+# %% ../nbs/07b_trace.ipynb #772afe9a
 @patch
 def value(self:Trace, i, given): return given.get(i, self.points[i].value).detach().clone()
 
-# %% ../nbs/07b_trace.ipynb #9cf74675
+# %% ../nbs/07b_trace.ipynb #bf2471f7
 class _Reached(Exception): pass
 
 @patch
@@ -139,6 +141,7 @@ def replay(self:Trace, x, see):
         return t if i is None else see(i, t)
     with hooked(self.model, lambda n, m, tree: map_tensors(tree, at), lambda n, m, out: map_tensors(out, at)): return self.model(x)
 
+# %% ../nbs/07b_trace.ipynb #caa80bec
 @patch
 def within(self:Trace, target, sources):
     "Run the model with all points before `target` given, as far as `target`."
@@ -369,7 +372,7 @@ def smooth(self:Step, extra=0, background=False, seed=0):
         return p.reading.pack(s + border_mean(u).mean((0, 2) if u.ndim == 5 else 0, keepdim=True) if background else s)
     return [like(p) if p.spatial else p.value for p in self.sources]
 
-# %% ../nbs/07b_trace.ipynb #ab296319
+# %% ../nbs/07b_trace.ipynb #86f25841
 def attempt(f):
     "The outcome of an experiment, or None where the step can't be run like that."
     try: return f()
@@ -386,6 +389,7 @@ def _fitting(s):
         return math.inf if worst is None or math.isnan(worst) else worst
     return misfit, allowed
 
+# %% ../nbs/07b_trace.ipynb #7c0f7b95
 def _guess(group, t, sources, batch, options, misfit):
     "For an answer that no reading fits: an unusual one of its sources, what it looks like, or for tokens the least bad."
     unusual = [p.reading for p in sources if p.reading.name not in NATURAL.values()]
