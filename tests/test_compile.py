@@ -29,16 +29,21 @@ def test_inductor_follows():
     assert not torch.equal(layer.weight, before) and right(layer) and right(compiled)
 
 
-def seconds(code):
-    "Processor seconds of a fresh interpreter: how busy the machine is otherwise doesn't count."
+def fresh(code):
+    "What a fresh interpreter says to it, and its processor seconds: how busy the machine is otherwise doesn't count."
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, '-c', code], check=True)
+    said = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return said.split(), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_import_time():
-    "The layers import little beyond torch."
-    layer, torch = (min(times) for times in zip(*((seconds('import gcnn_stn.layer'), seconds('import torch')) for _ in range(3))))
-    assert layer < 1.2*torch
-    assert seconds('import gcnn_stn.layer, pandas, matplotlib.pyplot, torchvision') > 1.2*torch   # the check can fail
+def heavy(module):
+    "What it imports of that which few need."
+    return fresh(f'import {module}, sys; print(*{{"pandas", "matplotlib", "torchvision", "seaborn", "scipy", "sklearn"}} & {{*sys.modules}})')[0]
+
+
+def test_import(capsys):
+    "The layers import nothing heavy beyond torch; the time is reported, not judged."
+    assert heavy('gcnn_stn.layer') == [] and 'pandas' in heavy('gcnn_stn.study')
+    layer, torch = (min(times) for times in zip(*((fresh('import gcnn_stn.layer')[1], fresh('import torch')[1]) for _ in range(3))))
+    with capsys.disabled(): print(f'\nimport gcnn_stn.layer takes {layer/torch:.2f} × import torch')
