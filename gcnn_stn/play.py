@@ -7,16 +7,17 @@ __all__ = ['SCRIPT', 'STYLE', 'NETS', 'DIAL_STYLE', 'EXPLORER', 'EXPLORER_STYLE'
            'png', 'sprite', 'observe', 'first_digits', 'turn', 'clearest_channel', 'orientation_dial', 'copy_errors',
            'edge_kernel', 'kernel_explorer', 'write_page']
 
-# %% ../nbs/14_play.ipynb #fec8076c
+# %% ../nbs/14_play.ipynb #dd635a77
 import base64
 import json
 import math
+import struct
+import zlib
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 import torch
 from torch import Tensor
-from torchvision.io import encode_png
 from .data import MNIST_MEAN, MNIST_STD, mnist, normalize, rotate
 from .figure import Evidence, find, label
 from .group import CyclicGroup, act
@@ -87,12 +88,13 @@ body.quarto-dark .flip,[data-jp-theme-light=false] .flip{color-scheme:dark}
 .flip small{font-size:.8rem;color:inherit;opacity:1}
 """
 
-# %% ../nbs/14_play.ipynb #d1915924
+# %% ../nbs/14_play.ipynb #ac75b168
 class Plaything(str):
     "HTML that shows itself in a notebook."
     def _repr_html_(self): return str(self)
     def __repr__(self): return f'{type(self).__name__}, {len(self.encode())//1000} kB'
 
+# %% ../nbs/14_play.ipynb #274241ac
 def flip_book(
     name:str,     # what it is called by a screen reader
     controls:str, # HTML
@@ -110,16 +112,21 @@ def flip_book(
                      f'<div class="controls" hidden>{controls}</div>{body(first)}<p class="still">A still: with JavaScript, it moves.</p>'
                      f'<script type="application/json">{data}</script><script>{SCRIPT}</script></section>')
 
-# %% ../nbs/14_play.ipynb #aae1c330
+# %% ../nbs/14_play.ipynb #ccbf68f7
 def png(
     tiles:Tensor,   # in [0, 1] (rows, columns, h, w)
     levels:int=256, # of grey
 )->str:             # a PNG file as a `data:` address
     "Tiles on one sheet."
     grey = (tiles.clamp(0, 1)*(levels - 1)).round()*(255/(levels - 1))
-    sheet = grey.round().byte().permute(0, 2, 1, 3).flatten(2).flatten(0, 1)   # (rows·h, columns·w)
-    return 'data:image/png;base64,' + base64.b64encode(encode_png(sheet[None].contiguous(), 9).numpy().tobytes()).decode()
+    sheet = grey.round().byte().permute(0, 2, 1, 3).flatten(2).flatten(0, 1)                # (rows·h, columns·w)
+    h, w = sheet.shape
+    lines = torch.nn.functional.pad(sheet, (1, 0)).numpy().tobytes()                        # each begins with a 0: as it is
+    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    file = chunk(b'IHDR', struct.pack('>2I5B', w, h, 8, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(lines, 9)) + chunk(b'IEND', b'')
+    return 'data:image/png;base64,' + base64.b64encode(b'\x89PNG\r\n\x1a\n' + file).decode()
 
+# %% ../nbs/14_play.ipynb #9a2f1f4b
 def sprite(
     selector:str, tiles:Tensor, levels:int=16,
     column:str='0', row:str='0', # which tile, as CSS: `var(--i)`
@@ -145,9 +152,9 @@ def observe(
     else: seen |= dict(turn=net.blocks.transformer.angle(x), image=acts['transformer'][:, 0]*MNIST_STD + MNIST_MEAN)
     return {k: v.cpu() for k, v in seen.items()}
 
-# %% ../nbs/14_play.ipynb #24cf0dbe
+# %% ../nbs/14_play.ipynb #198dcf94
 def first_digits(
-    digits:tuple=(3, 4, 6, 7, 9),
+    digits:tuple=(3, 4, 6, 9),
 )->list: # an index for each
     "Where each digit comes for the first time in the test set."
     y = mnist(train=False)[1].tolist()
@@ -192,12 +199,12 @@ def clearest_channel(
     missed = (after - act(net.group, 1, before)).square().sum((0, 2, 3, 4))
     return (before.var(2).sum((0, 2, 3))/missed).argmax().item()
 
-# %% ../nbs/14_play.ipynb #30fc717d
+# %% ../nbs/14_play.ipynb #9f3fdb85
 def _wheel(frame, order):
     "Feature maps around the digit."
     around = [(50 + 37*math.cos(2*math.pi*g/order), 50 - 37*math.sin(2*math.pi*g/order)) for g in range(order)]
     maps = ''.join(f'<i class="tile map" style="--p:{g};left:{x:.2f}%;top:{y:.2f}%"><small>{360*g//order}°</small></i>' for g, (x, y) in enumerate(around))
-    return bound('div', frame, 'class="wheel" role="img"', aria_label='wheel').removesuffix('</div>') + f'<i class="tile digit"></i>{maps}<i class="mark"></i></div>'
+    return bound('div', frame, 'class="wheel" role="img"', aria_label='wheel').removesuffix('</div>') + f'<i class="tile digit"></i>{maps}<i class="ring"></i></div>'
 
 def _grid(key):
     "The digit under the sampling grid, and what the transformer hands on."
@@ -205,36 +212,36 @@ def _grid(key):
     svg = f'<svg viewBox="-50 -50 100 100" style="transform:rotate(calc(var(--{key})*1deg))"><path d="{lines}"/><path class="up" d="M-9 -36L0 -50L9 -36Z"/></svg>'
     return f'<div class="pair" aria-hidden="true"><i class="tile digit">{svg}</i><b>→</b><i class="tile seen{key}"></i></div>'
 
-# %% ../nbs/14_play.ipynb #60756077
+# %% ../nbs/14_play.ipynb #2ca0aaa2
 def _card(frame, key, title, picture, size):
     "All about one network."
     bars = ''.join(f'<i style="--p:var(--{key}{k})">{k}</i>' for k in range(10))
     turned = f'<br>The transformer turns the image by {bound("b", frame, text=key + "turn")}.' if key + 'turn' in frame else ''
-    return (f'<div class="card" role="group" aria-label="{title}"><b>{title}</b>{picture}<p class="lines">Reads {bound("b", frame, text=key + "reads")}.{turned}</p>'
+    return (f'<div class="network" role="group" aria-label="{title}"><b>{title}</b>{picture}<p class="lines">Reads {bound("b", frame, text=key + "reads")}.{turned}</p>'
             + bound('div', frame, 'class="bars" role="img"', aria_label=key + 'bars').replace('></div>', f'>{bars}</div>')
             + f'<p>Its embedding ({size} numbers) has moved by {bound("b", frame, text=key + "moved")}:</p>'
             f'<div class="rows" aria-hidden="true"><i class="row{key}" style="--i:0"></i><small>upright</small><i class="row{key}"></i><small>turned</small></div></div>')
 
-# %% ../nbs/14_play.ipynb #6879f029
+# %% ../nbs/14_play.ipynb #6a74ea0e
 DIAL_STYLE = """
-.flip .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1.5rem 2rem;align-items:start}
-.flip .card p{margin:.5rem 0 .2rem}
-.flip .card + .card{margin-top:1.5rem}
+.flip .networks{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1.5rem 2rem;align-items:start}
+.flip .network p{margin:.5rem 0 .2rem}
+.flip .network + .network{margin-top:1.5rem}
 .flip .lines{min-height:2.8em}
 .flip .tile{position:relative;display:block;width:84px;height:84px;font-style:normal;outline:1px solid var(--line)}
 .flip .wheel{position:relative;width:320px;height:320px;margin:.6rem auto}
-.flip .wheel .tile{position:absolute;translate:-50% -50%;left:50%;top:50%}
-.flip .wheel .map{color:#fff;text-shadow:0 0 3px #000,0 0 2px #000;text-align:right}
-.flip .mark{position:absolute;width:92px;height:92px;translate:-50% -50%;border:4px solid var(--accent);left:calc(50% + 37%*cos(var(--a)*1deg));top:calc(50% - 37%*sin(var(--a)*1deg))}
+.flip .wheel .tile{position:absolute;translate:-50% -50%;left:50%;top:50%;border-radius:50%}
+.flip .wheel small{position:absolute;inset:auto 0 0;color:#fff;text-shadow:0 0 3px #000,0 0 2px #000;text-align:center}
+.flip .ring{position:absolute;width:92px;height:92px;translate:-50% -50%;border:4px solid var(--accent);border-radius:50%;left:calc(50% + 37%*cos(var(--a)*1deg));top:calc(50% - 37%*sin(var(--a)*1deg))}
 .flip .pair{display:flex;gap:2rem;align-items:center;justify-content:center;padding:1.4rem 0 1rem}
-.flip svg{position:absolute;inset:0;overflow:visible;fill:none;stroke:light-dark(#d97400,#ffa838);stroke-width:1.5}
-.flip .up{fill:light-dark(#d97400,#ffa838)}
+.flip .pair svg{position:absolute;inset:0;overflow:visible;fill:none;stroke:light-dark(#d97400,#ffa838);stroke-width:1.5}
+.flip .pair .up{fill:light-dark(#d97400,#ffa838)}
 .flip .bars{display:flex;gap:3px;height:5rem;forced-color-adjust:none}
 .flip .bars i{flex:1;display:flex;flex-direction:column;justify-content:flex-end;font-style:normal;font-size:.8rem;text-align:center}
 .flip .bars i::before{content:"";height:calc(var(--p)*.7%);min-height:1px;background:var(--line)}
 .flip .rows{display:grid;grid-template-columns:1fr auto;gap:2px .5rem;align-items:center}
 .flip .rows i{height:18px}
-@media (prefers-reduced-motion:no-preference){.flip svg{transition:transform .15s}}
+@media (prefers-reduced-motion:no-preference){.flip .pair svg{transition:transform .15s}}
 """
 
 # %% ../nbs/14_play.ipynb #2651578a
@@ -256,10 +263,10 @@ def _dial_style(digits, images, seen, channel):
     for d in digits: css += f'.flip[data-key="{d}"] .bars i:nth-child({d + 1}){{font-weight:bold;text-decoration:underline;--line:var(--accent)}}'
     return css
 
-# %% ../nbs/14_play.ipynb #13e54f57
+# %% ../nbs/14_play.ipynb #6c171e04
 def orientation_dial(
     evidence:Evidence,
-    digits:tuple=(3, 4, 6, 7, 9),
+    digits:tuple=(3, 4, 6, 9),
     step:int=15,           # degrees
     start:tuple=(4, 45),   # digit and angle of the still
 )->Plaything:
@@ -274,7 +281,7 @@ def orientation_dial(
     return flip_book('Orientation dial', _dial_controls(frames[start], digits, step), lambda f: _dial_body(f, titles, sizes, seen[0]['g']['maps'].shape[2]),
                      frames, start, DIAL_STYLE + _dial_style(digits, images, seen, channel))
 
-# %% ../nbs/14_play.ipynb #102dced5
+# %% ../nbs/14_play.ipynb #6de43324
 def _dial_controls(frame, digits, step):
     "A list of digits and a dial."
     dial = bound('input', frame, f'type="range" min="0" max="{360 - step}" step="{step}" value="{frame["--a"]}" aria-label="Angle"', aria_valuetext='words')
@@ -284,12 +291,8 @@ def _dial_body(frame, titles, sizes, order):
     "Three networks side by side."
     pictures = {k: _wheel(frame, order) if k == 'g' else _grid(k) for k in titles}
     cards = [_card(frame, k, titles[k], pictures[k], sizes[k]) for k in titles]
-    return f'<div class="cards"><div>{cards[0]}</div><div>{"".join(cards[1:])}</div></div>' + bound('output', frame, 'aria-live="polite"', text='said')
-
-# %% ../nbs/14_play.ipynb #54c6f78e
-def _followed(turns, angles):
-    "How closely a transformer undoes a turn: length of the mean of e^{i(α+θ)}, 1 if it follows, about 0 if it stands still or ignores it."
-    return torch.polar(torch.ones(len(angles)), torch.deg2rad(turns + torch.tensor(angles, dtype=torch.float32))).mean().abs().item()
+    said = bound('output', frame, 'aria-live="polite"', text='said')
+    return f'<div class="networks"><div>{cards[0]}{said}</div><div>{"".join(cards[1:])}</div></div>'
 
 # %% ../nbs/14_play.ipynb #ea6cb6c0
 def _waves(n=40, detail=.05, width=9., seed=0):
