@@ -98,7 +98,7 @@ def resize(
     top, left = (cover[0] - height)//2, (cover[1] - width)//2
     return x[..., top:top + height, left:left + width]   # (N, C, height, width)
 
-# %% ../nbs/00b_dataset.ipynb #b271ef0f
+# %% ../nbs/00b_dataset.ipynb #7614aa63
 def _divide(x, y, seed=0):
     "Four fifths to train on, one to test on, at random but always the same."
     train, test = split(len(x), (len(x) - len(x)//5, len(x)//5), seed)
@@ -106,9 +106,7 @@ def _divide(x, y, seed=0):
 
 def digits()->ImageData:
     "Scikit-learn's handwritten digits, 8 × 8 pixels."
-    try: from sklearn.datasets import load_digits
-    except ImportError as e: raise ImportError("the set 'digits' comes with scikit-learn, which is not installed; "
-                                               "pip install scikit-learn") from e
+    from sklearn.datasets import load_digits
     found = load_digits()
     x = (torch.from_numpy(found.images)*(255/16)).round().byte()[:, None]   # (N, 1, 8, 8), from 0 … 16
     return image_data('digits', *_divide(x, torch.from_numpy(found.target)))

@@ -79,7 +79,7 @@ def label(run:Run)->str:
     "What a run is called in a figure."
     return f"{CONTENDERS[run.contender]['label']}, trained {run.regime}"
 
-# %% ../nbs/11_figure.ipynb #b1caabd9
+# %% ../nbs/11_figure.ipynb #a8564223
 DRAWINGS = {}   # name → Drawing
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def drawing(
     "Put a function into the list of figures; it draws in the style of the book."
     def wrap(f):
         def draw(evidence):
-            plt.draw_if_interactive()   # loads the backend, which a style mustn't take back
             with style(): return f(evidence)
         DRAWINGS[name] = Drawing(name, about, draw)
         return functools.wraps(f)(draw)
@@ -108,7 +107,7 @@ def notes(evidence:Evidence, name:str)->str:
     evidence.stand_ins.clear()
     return ' '.join(said)
 
-# %% ../nbs/11_figure.ipynb #bd3c6a04
+# %% ../nbs/11_figure.ipynb #d051ba5f
 MULTI, SINGLE = 'stcnn-multi-l5-w64-loc37-identity', 'stcnn-single-l5-w64-loc8-random'
 PICTURED = { # figure → published contender, its regime, its seed (run 1 is seed 0); the repaired contender beside it
     'figure-2':  (MULTI,            'upright', 1, 'stcnn'),
@@ -124,11 +123,12 @@ PICTURED = { # figure → published contender, its regime, its seed (run 1 is se
     'figure-12': ('gcnn-c8-l4-w32', 'rotated', 0, 'gcnn-c8')}
 
 def pair(evidence:Evidence, name:str)->dict: # heading → Run
-    "The two networks of a figure: the published one, or what stands in for it, and the repaired one."
+    "The two networks of a figure: the published one, or what stands in for it, and the repaired one; one, if that stands in."
     published, regime, seed, repaired = PICTURED[name]
     old, new = find(evidence, 'published', published, regime, seed), find(evidence, 'small', repaired, regime)
     who = 'as published' if (old.grid, old.contender) == ('published', published) else 'stand-in'
-    return {f'{who}: {label(old)}': old, f'repaired: {label(new)}': new}
+    if old == new: return {f'repaired, and stand-in: {label(new)}': new}
+    return {f'{who}: {label(old)}': old, f"repaired: {label(new).replace(', repaired', '')}": new}
 
 # %% ../nbs/11_figure.ipynb #7753e3e9
 def turned(
@@ -169,7 +169,7 @@ def tsne(e):
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1): return TSNE(init='pca', random_state=420, max_iter=500, angle=.8).fit_transform(np.asarray(e))
 
-# %% ../nbs/11_figure.ipynb #ec547558
+# %% ../nbs/11_figure.ipynb #39e6d3bb
 INKS = ('#332288', '#b8860b', '#117733', '#cc3311', '#0077bb', '#aa3377', '#555555', '#009988', '#882255', '#6b6b00')   # of the digits 0 to 9
 
 def _densest(points, k=15):
@@ -181,21 +181,21 @@ def _draw_map(ax, points, y):
     "Digits where t-SNE puts them."
     for d, ink in enumerate(INKS):
         mine = points[y == d]
-        ax.scatter(*mine.T, marker=f'$\\mathbf{{{d}}}$', s=16, color=ink, linewidths=0, alpha=.75, rasterized=True)
+        ax.scatter(*mine.T, marker=f'$\\mathbf{{{d}}}$', s=17, color=ink, linewidths=0, rasterized=True)
         ax.text(*_densest(mine), str(d), fontsize=15, weight='bold', color=ink, ha='center', va='center', path_effects=[withStroke(linewidth=3, foreground='white')])
     ax.set(xlabel='t-SNE coordinate 1', ylabel='t-SNE coordinate 2', xticks=[], yticks=[])
     ax.spines[:].set_visible(True)
 
 def plot_tsne(evidence:Evidence, name:str): # a figure of `PICTURED`
     "Maps of two embeddings."
-    fig, axs = plt.subplots(1, 2, figsize=(7.6, 4.1))
+    fig, axs = plt.subplots(1, 2, figsize=(6.8, 3.8))
     for ax, (heading, run) in zip(axs, pair(evidence, name).items()):
         e, y = crowd(evidence, run)
         _draw_map(ax, tsne(e), y)
         ax.set_title(f'{_in_two(heading)}\nnearest neighbour of the same class: {same_class(evidence, run):.1%}')
     return fig
 
-def _in_two(heading): return heading.replace(', trained', '\ntrained')
+def _in_two(heading): return heading.replace(': ', ':\n', 1)   # a heading for a narrow place
 
 # %% ../nbs/11_figure.ipynb #131e43f5
 @drawing('figure-2', "embeddings of rotated digits, transformer networks trained upright (t-SNE)")
@@ -229,7 +229,7 @@ def transformed(
     z = normalize(x.to(evidence.device))
     return (transformer(z).cpu()*MNIST_STD + MNIST_MEAN).clamp(0, 1), transformer.angle(z).cpu()
 
-# %% ../nbs/11_figure.ipynb #99a12794
+# %% ../nbs/11_figure.ipynb #21712f80
 def plot_transformed(
     evidence:Evidence, name:str, # a figure of `PICTURED`
     index, degrees,              # which test digits, and how they are turned (N,)
@@ -237,7 +237,7 @@ def plot_transformed(
 ):
     "Digits, and what each of two transformers makes of them."
     x, degrees = turned(index, degrees), torch.as_tensor(degrees)
-    fig = plt.figure(figsize=(7.6, 3.75))
+    fig = plt.figure(figsize=(7.6, 3*(7.2/len(x) + .44)))
     rows = [('turned digits', x, degrees, '{:.0f}°')]
     for heading, run in pair(evidence, name).items():
         out, turns = transformed(evidence, run, x)
@@ -249,8 +249,8 @@ def _draw_row(part, heading, images, degrees, text):
     "Images in a row, each with its angle."
     part.suptitle(heading, x=.01, ha='left', fontsize=9)
     for ax, image, a in zip(part.subplots(1, len(images)), images, degrees.tolist()):
-        _bare(ax).imshow(image[0], vmin=0, vmax=1)
-        ax.set_xlabel(text.format(round(a) + 0.), labelpad=2)
+        _bare(ax).imshow(image[0], vmin=0, vmax=1, interpolation='none')
+        ax.set_xlabel(text.format(round(a) + 0.).replace('-', '−'), labelpad=2)
 
 def _bare(ax): ax.set(xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False); return ax
 

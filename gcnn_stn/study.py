@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'CONTENDERS', 'LOC_CHANNELS', 'REGIMES', 'LR', 'QUICK', 'SMALL', 'PUBLISHED', 'GRIDS', 'SMALLEST', 'ANGLES',
-           'DIGIT_SETS', 'REFERENCE', 'STYLES', 'CHANGES', 'SELECTED', 'published_contenders', 'build', 'Run', 'Grid',
+           'DIGIT_SETS', 'REFERENCE', 'CHANGES', 'SELECTED', 'published_contenders', 'build', 'Run', 'Grid',
            'StudyData', 'load_data', 'confusion', 'accuracy', 'measure', 'run_unit', 'identity', 'is_missing',
            'load_run', 'embeddings_path', 'write_embeddings', 'facts', 'select', 'stack', 'estimate', 'work_in',
            'listing', 'run_grid', 'read_records', 'tidy', 'summary', 'comparisons', 'six_and_nine', 'beside_published',
            'plot_by_angle', 'write_summary', 'markdown', 'main', 'train_main']
 
-# %% ../nbs/10_study.ipynb #887e9262
-import argparse, functools, importlib, io, itertools, json, math, platform, sys, time
+# %% ../nbs/10_study.ipynb #141f093a
+import argparse, functools, importlib, itertools, json, math, platform, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -29,6 +29,7 @@ from .runner import (Result, failure_path, follow, inline, on_ray, processes, re
                              weights_path)
 from .stacked import fit_stacked
 from .statistics import compare_table, confusion_matrix, format_table, interval, six_nine_share
+from .style import look, save_figure, style
 from .train import Speed, TrainConfig, check_writable, checkpoint_bytes, distributed, fit, load_checkpoint, pick_device, predict, write_atomically
 
 # %% ../nbs/10_study.ipynb #47c67447
@@ -139,8 +140,8 @@ def _run(grid, variant, seed, lr, cell):
     return Run(contender, grid.name, regime, seed, grid.digits, config, grid.dataset, grid.valid, grid.split_seed,
                variant + (f'-lr{lr:g}' if lr else ''), grid.test)
 
-# %% ../nbs/10_study.ipynb #9799cca8
-LR = {'cnn': .03, 'stcnn': .03, 'gcnn-c4': .03, 'gcnn-c8': .03, 'gcnn-c16': .03, 'gcnn-c16-separable': .03, 'gcnn-d4': .03,
+# %% ../nbs/10_study.ipynb #55eaee7c
+LR = {'cnn': .03, 'stcnn': .03, 'gcnn-c4': .03, 'gcnn-c8': .003, 'gcnn-c16': .003, 'gcnn-c16-separable': .03, 'gcnn-d4': .03,
       'stcnn-published': .01, 'cnn-wide': .01, 'stcnn-wide': .01}   # the best of `tune`
 
 QUICK = ('cnn', 'stcnn-published', 'stcnn', 'gcnn-c4', 'gcnn-c8')
@@ -154,6 +155,7 @@ PUBLISHED = [(c, r) for r in ('upright', 'rotated') for c in sorted(published_co
 
 def _cells(contenders, regimes): return tuple((c, r) for r in regimes for c in contenders)
 
+# %% ../nbs/10_study.ipynb #dd57e906
 GRIDS = {grid.name: grid for grid in (
     Grid('quick', "five contenders, 10,000 digits, two epochs: minutes on a laptop", _cells(QUICK, ('upright', 'rotated')), 1, 10_000, TrainConfig(epochs=2)),
     Grid('small', "the repaired study: all contenders, 50,000 digits, six paired seeds", _cells(SMALL, ('upright', 'rotated')), 6, 50_000, TrainConfig(epochs=3)),
@@ -163,7 +165,7 @@ GRIDS = {grid.name: grid for grid in (
     Grid('published', "the published study: 40 configurations, three runs each", tuple(PUBLISHED), 3, 50_000,
          TrainConfig(epochs=20, batch_size=32, schedule='constant', patience=5, rotate_valid=True, fresh_valid=True), valid=10_000, split_seed=420))}
 
-# %% ../nbs/10_study.ipynb #4923b69d
+# %% ../nbs/10_study.ipynb #6e926b82
 @dataclass
 class StudyData:
     "What the runs of a study share; images are uint8 (N, C, H, W)."
@@ -178,6 +180,7 @@ class StudyData:
 
 SMALLEST = 28   # pixels that the networks need
 
+# %% ../nbs/10_study.ipynb #e6b04af5
 @functools.lru_cache(maxsize=2)
 def load_data(
     name:str='mnist', seed:int=0, # of the test angles
@@ -190,7 +193,7 @@ def load_data(
     hashes = dict(train=content_hash(*data.train), test=content_hash(x, y, degrees))
     return StudyData(data.name, data.train, None if turned else (x, y), (rotated, y), data.classes, data.mean, data.std, hashes)
 
-# %% ../nbs/10_study.ipynb #cdd9e7a1
+# %% ../nbs/10_study.ipynb #7b1db5e8
 ANGLES, DIGIT_SETS = tuple(range(0, 360, 15)), ('mnist', 'mnist-rot', 'mnist-rot-original', 'digits', 'QMNIST', 'USPS')   # degrees; where 6 ↔ 9 means something
 
 def confusion(model, x, y, **kwargs)->np.ndarray: # (classes, classes), rows true, columns read
@@ -200,6 +203,7 @@ def confusion(model, x, y, **kwargs)->np.ndarray: # (classes, classes), rows tru
 
 def accuracy(c)->float: return float(c.trace()/c.sum())
 
+# %% ../nbs/10_study.ipynb #815bb42d
 def measure(
     model, data:StudyData,
     n:int|None=None, # how many images of the test set; None: all
@@ -231,7 +235,7 @@ def run_unit(
     return [Result(_record(*both, epochs, spent, data, device) | circumstances, epochs, _weights(*both))
             for both, epochs in zip(zip(unit, models), histories)]
 
-# %% ../nbs/10_study.ipynb #b00acecb
+# %% ../nbs/10_study.ipynb #ef0c8b00
 def _processes(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 def _clocks(): return dict(seconds=time.perf_counter(), cpu_seconds=time.process_time())
@@ -252,6 +256,7 @@ def _parts(dataset, digits, valid, seed):
     parts = split(len(data.train[0]), [digits, valid], seed)
     return [tuple(t[i] for t in data.train) if len(i) else None for i in parts]
 
+# %% ../nbs/10_study.ipynb #b7b6c663
 def _config(run, data): return replace(run.config, mean=data.mean, std=data.std)
 
 def _weights(run, model): return checkpoint_bytes(model, None if run.grid == 'own' else torch.float16, run=run.id)
@@ -294,7 +299,7 @@ def is_missing(run:Run, out)->bool:
     if run.dataset.startswith('mnist'): wanted |= dict(cost=dict(parameters=_parameters(run.contender)))   # or it is of other code
     return not _says(record | dict(config=asdict(TrainConfig()) | record['config']), wanted)   # what older versions couldn't choose was the default
 
-# %% ../nbs/10_study.ipynb #40e9dc6d
+# %% ../nbs/10_study.ipynb #7e657cef
 def load_run(
     run:Run, out, # folder with out/weights
 )->torch.nn.Module: # in evaluation mode
@@ -311,13 +316,14 @@ class _Embed(torch.nn.Module):
 
 def embeddings_path(out, id:str)->Path: return Path(out)/'embeddings'/f'{id}.safetensors'
 
+# %% ../nbs/10_study.ipynb #47c7c8d4
 def write_embeddings(run:Run, out, device=None):
     "What the classifier sees of the rotated test images, in half precision (N, features)."
     data = load_data(run.dataset)
     e = predict(_Embed(load_run(run, out)), data.rotated[0], device=device, mean=data.mean, std=data.std)
     write_atomically(embeddings_path(out, run.id), save(dict(rotated=e.half().cpu().contiguous()), dict(test=data.hashes['test'])))
 
-# %% ../nbs/10_study.ipynb #95f26995
+# %% ../nbs/10_study.ipynb #af14532a
 def facts(run:Run)->dict:
     "What `only` can ask for: the run's fields, the arguments of its network, its training."
     return asdict(run.config) | CONTENDERS[run.contender] | {k: v for k, v in asdict(run).items() if k != 'config'} | dict(id=run.id)
@@ -334,13 +340,14 @@ def select(
             raise ValueError(f"only must be key=value,key=value with keys of {', '.join(known)}, got {'='.join(part)!r}")
     return [run for run in runs if all(str(facts(run).get(k)) == v for k, v in wanted)]
 
+# %% ../nbs/10_study.ipynb #b51292b3
 def stack(runs:list, most:int)->list: # of tuples
     "Units of at most `most` runs that differ in their seed alone."
     same = lambda run: (run.contender, run.regime, run.variant)
     groups = [[run for run in runs if same(run) == key] for key in dict.fromkeys(map(same, runs))] if most > 1 else [runs]
     return [tuple(group[i:i + most]) for group in groups for i in range(0, len(group), most)]
 
-# %% ../nbs/10_study.ipynb #cbe8d894
+# %% ../nbs/10_study.ipynb #833f9b20
 @functools.lru_cache(maxsize=None)
 def _timed(contender, shape, classes, batch_size, device, speed):
     "Seconds that a training step takes, and reading an image."
@@ -359,6 +366,7 @@ def _reads(run, data):
     sets = [len(v[0]) if run.test is None else run.test for v in (data.upright, data.rotated) if v]
     return run.valid*run.config.epochs + sum(sets) + min(1000, sets[0])*len(ANGLES)
 
+# %% ../nbs/10_study.ipynb #9bec9768
 def estimate(
     run:Run, data:StudyData, device='cpu', speed=Speed(),
 )->float: # seconds, if no epoch is saved by stopping early
@@ -419,7 +427,7 @@ def read_records(runs, out)->list:
                              f"with {record['hashes']['test'][:16]}; delete it, and the run is done again")
     return records
 
-# %% ../nbs/10_study.ipynb #650993f6
+# %% ../nbs/10_study.ipynb #5ecfea33
 def tidy(records:list)->pd.DataFrame: # a row for each run
     "Records as a table."
     keep = ('id', 'contender', 'grid', 'regime', 'dataset', 'data', 'seed')
@@ -434,6 +442,7 @@ def _percent(values):
     i = interval(values)
     return f"{i['mean']:.2%} [{100*i['low']:.2f}, {100*i['high']:.2f}]" if math.isfinite(i['low'] + i['high']) else f"{i['mean']:.2%} ± {values.std():.2%}"
 
+# %% ../nbs/10_study.ipynb #7002d383
 def summary(records:list)->pd.DataFrame: # a row for each contender and regime, numbers as text
     "The table at the end of a study."
     df, images = tidy(records), {'upright': 'upright images', 'rotated': 'rotated images'}
@@ -473,46 +482,40 @@ def beside_published(
     rows = [(row.table, CONTENDERS[row.contender]['label'], f'{row["mean"]:.4f} ± {row["std"]:.4f}', *again(row)) for _, row in tables.iterrows()]
     return pd.DataFrame(rows, columns=['table', 'network', 'published (3 runs)', 'run again', 'runs', 'published std. away'])
 
-# %% ../nbs/10_study.ipynb #8b3a74cb
-STYLES = {'cnn': ':', 'stcnn-published': (0, (1, 3)), 'stcnn': '--', 'gcnn-c4': '-.', 'gcnn-c8': '-', 'gcnn-c16': (0, (5, 1, 1, 1)),
-          'gcnn-c16-separable': (0, (1, 3, 5, 3)), 'gcnn-d4': (0, (7, 2)),
-          'cnn-wide': (0, (1, 1)), 'stcnn-wide': (0, (3, 1))}
-
+# %% ../nbs/10_study.ipynb #8c1c218b
 def plot_by_angle(records:list, axs=None): # → an axis for each regime
     "Accuracy against the angle of the digits, a line for each contender, a band for the spread over seeds."
     import matplotlib.pyplot as plt
     import seaborn as sns
     long, regimes = _by_angle(records), list(dict.fromkeys(r['regime'] for r in records))
-    if axs is None: axs = plt.subplots(1, len(regimes), figsize=(9, 3.6), layout='constrained', squeeze=False)[1][0]
+    with style():
+        if axs is None: axs = plt.subplots(1, len(regimes), figsize=(8, 3.6), squeeze=False)[1][0]
     for regime, ax in zip(regimes, axs):
-        for (name, d), color in zip(long[long.regime == regime].groupby('contender', sort=False), sns.color_palette('colorblind')):
-            sns.lineplot(d, x='angle', y='accuracy', ax=ax, errorbar='sd', ls=STYLES.get(name, '-'), color=color, label=d.label.iloc[0])
+        for name, d in long[long.regime == regime].groupby('contender', sort=False):
+            sns.lineplot(d, x='angle', y='accuracy', ax=ax, errorbar='sd', **look(name) | dict(marker=None), label=d.label.iloc[0])
         lowest = math.floor(20*long[long.regime == regime].accuracy.min() - .2)/20
         ax.set(title=f'trained {regime}', xlabel='angle (degrees)', ylabel='accuracy', xticks=range(0, 361, 90), ylim=(lowest if lowest > .5 else 0, 1.005))
         ax.grid(alpha=.3); ax.get_legend() and ax.get_legend().remove()
     axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=8)
     return axs
 
+# %% ../nbs/10_study.ipynb #a1684cda
 def _by_angle(records):
     "A row for each run and angle; 360° is 0°."
     rows = [dict(contender=r['contender'], regime=r['regime'], label=r['model']['label'], angle=a, accuracy=v)
             for r in records for a, v in zip((*ANGLES, 360), (*r['metrics']['by_angle'], r['metrics']['by_angle'][0]))]
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_study.ipynb #ee6ed683
+# %% ../nbs/10_study.ipynb #f31123ac
 def write_summary(
     records, out, name='table', # of the files
 )->pd.DataFrame:
     "Tables as CSV and Markdown, the picture as SVG and PNG; returns the summary."
-    import matplotlib.pyplot as plt
     out, tables = Path(out), {name: summary(records), f'{name}-comparisons': comparisons(records), f'{name}-six-nine': six_and_nine(records)}
     for file, table in tables.items():
         if len(table): write_atomically(out/f'{file}.csv', table.to_csv(index=False).encode()); write_atomically(out/f'{file}.md', markdown(table).encode())
     fig = plot_by_angle(records)[0].figure
-    for kind in ('svg', 'png'):
-        buffer = io.BytesIO(); fig.savefig(buffer, format=kind, dpi=100)
-        write_atomically(out/f'{name}-by-angle.{kind}', buffer.getvalue())
-    plt.close(fig)
+    save_figure(fig, out/f'{name}-by-angle')
     return tables[name]
 
 def markdown(table:pd.DataFrame)->str:
@@ -520,7 +523,7 @@ def markdown(table:pd.DataFrame)->str:
     line = lambda cells: '| ' + ' | '.join(map(str, cells)) + ' |'
     return '\n'.join([line(table.columns), line(['---']*table.shape[1]), *map(line, table.values)]) + '\n'
 
-# %% ../nbs/10_study.ipynb #f909ef9b
+# %% ../nbs/10_study.ipynb #404565ac
 CHANGES = dict(seeds=(int, "paired runs of each cell"), digits=(int, "how many images to train on"), epochs=(int, "how often to visit each"),
                test=(int, "how many images to test on"), dataset=(str, "mnist, mnist-rot, digits or a classification set of torchvision's, such as FashionMNIST"))
 
@@ -536,6 +539,7 @@ def _arguments():
     for name, (kind, text) in CHANGES.items(): what.add_argument(f'--{name}', type=kind, help=text)
     return _how(p)
 
+# %% ../nbs/10_study.ipynb #fb22df49
 def _how(p, many=True):
     "Arguments that decide how to compute."
     how = p.add_argument_group('how to run it')
@@ -622,7 +626,7 @@ def main(
     "The command `gcnn_stn_study`."
     return _command(_arguments(), _run_command, argv)
 
-# %% ../nbs/10_study.ipynb #c9157cce
+# %% ../nbs/10_study.ipynb #4acf69a7
 def _train_arguments():
     p = argparse.ArgumentParser('gcnn_stn_train', description="Train one network, test it upright and rotated, and keep its weights.",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -638,6 +642,7 @@ def _train_arguments():
     p.add_argument('--out', default='network.safetensors', help="file for the weights; beside it go the record, as JSON, and the epochs, as CSV")
     return _how(p, many=False)
 
+# %% ../nbs/10_study.ipynb #ea405968
 def _train_command(args, rank=0, world=1):
     "Do what the command line says."
     config = TrainConfig(epochs=args.epochs, lr=LR.get(args.contender, .01) if args.lr is None else args.lr, seed=args.seed, rotate=REGIMES[args.regime],

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOOKS', 'RC', 'look', 'style', 'figure_bytes', 'compact_figures', 'save_figure']
 
-# %% ../nbs/09e_style.ipynb #fdc2b030
-import io
+# %% ../nbs/09e_style.ipynb #301a17a9
+import io, re
 from contextlib import contextmanager
 from pathlib import Path
 from PIL import Image
@@ -33,7 +33,7 @@ def look(
     color, ls, marker = LOOKS.get(contender) or LOOKS.get(family, ('#333333', '-', 'o'))
     return dict(color=color, ls=ls, marker=marker)
 
-# %% ../nbs/09e_style.ipynb #a1313691
+# %% ../nbs/09e_style.ipynb #45abbc84
 RC = {'figure.figsize': (7, 3), 'figure.constrained_layout.use': True, 'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'legend.fontsize': 8,
       'xtick.labelsize': 8, 'ytick.labelsize': 8, 'axes.grid': True, 'grid.alpha': .3, 'grid.linewidth': .6, 'lines.linewidth': 1.5, 'lines.markersize': 5,
       'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False, 'image.cmap': 'gray', 'image.interpolation': 'none', 'svg.hashsalt': 'gcnn_stn', 'svg.fonttype': 'none'}
@@ -42,6 +42,7 @@ RC = {'figure.figsize': (7, 3), 'figure.constrained_layout.use': True, 'font.siz
 def style():
     "Draw in the style of the book."
     import matplotlib.pyplot as plt
+    plt.draw_if_interactive()   # draws nothing yet; but a notebook's backend changes settings when it is first used, and these shall stay
     with plt.rc_context(RC): yield
 
 def figure_bytes(
@@ -50,8 +51,8 @@ def figure_bytes(
 )->bytes:
     "A figure as a file, the same bytes each time."
     buffer, small = io.BytesIO(), io.BytesIO()
-    with style(): fig.savefig(buffer, format=kind, dpi=dpi if kind == 'png' else 60, metadata={'Date' if kind == 'svg' else 'Software': None})
-    if kind != 'png': return buffer.getvalue()
+    with style(): fig.savefig(buffer, format=kind, dpi=dpi if kind == 'png' else 55, metadata={'Date' if kind == 'svg' else 'Software': None})
+    if kind != 'png': return re.sub(rb'<[^>]+>', lambda tag: re.sub(rb'(\d\.\d\d)\d+', rb'\1', tag[0]), buffer.getvalue())   # hundredths of a point are enough
     Image.open(buffer).convert('RGB').quantize(192, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
     return small.getvalue()
 

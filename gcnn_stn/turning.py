@@ -27,7 +27,7 @@ def strip(
     read = evidence.net(run).classifier(e.to(evidence.device)).argmax(dim=1).cpu()
     return e, (e - e[:1]).norm(dim=1)/unit, read
 
-# %% ../nbs/11a_turning.ipynb #089bc39a
+# %% ../nbs/11a_turning.ipynb #5307c01d
 def _poses(run): return CONTENDERS[run.contender].get('order', 4)   # how many to draw
 
 def plot_strips(evidence:Evidence, name:str): # a figure of `PICTURED`
@@ -35,16 +35,16 @@ def plot_strips(evidence:Evidence, name:str): # a figure of `PICTURED`
     runs = pair(evidence, name)
     heights = [_poses(run) + 1.6 for run in runs.values()]
     fig = plt.figure(figsize=(7.6, .31*sum(heights)))
-    for part, (heading, run) in zip(fig.subfigures(2, height_ratios=heights), runs.items()):
-        part.suptitle(heading, fontsize=9)
+    for part, (heading, run) in zip(fig.subfigures(len(runs), squeeze=False, height_ratios=heights).flat, runs.items()):
+        part.suptitle(heading, x=.01, ha='left', fontsize=9)
         _draw_strip(part.subplots(), *strip(evidence, run, _poses(run)))
     return fig
 
-# %% ../nbs/11a_turning.ipynb #8994f463
+# %% ../nbs/11a_turning.ipynb #06fa912f
 def _draw_strip(ax, e, far, read):
     "A row for each pose: the digit, its embedding, what is read, how far it has moved."
     n, features = e.shape
-    shown = ax.imshow(e[:, e[0].argsort(descending=True)], cmap='viridis', aspect='auto', extent=(0, features, n, 0))
+    shown = ax.imshow(e[:, e[0].argsort(descending=True)], cmap='viridis', aspect='auto', interpolation='none', extent=(0, features, n, 0))
     _bare(ax).set_xlabel(f'the {features} features, sorted by the first row', labelpad=2)
     for i, (image, a) in enumerate(zip(turned([4]*n, full_turn(n)), full_turn(n).tolist())):
         ax.annotate(f'{a:g}°', (0, i + .5), (-27, 0), textcoords='offset points', ha='right', va='center', fontsize=8)
@@ -82,7 +82,7 @@ class Maps:
     def differs(self)->torch.Tensor: # how they differ from the first, relative (4,)
         return (self.back - self.back[0]).flatten(1).norm(dim=1)/self.back[0].norm()
 
-# %% ../nbs/11a_turning.ipynb #3da96c01
+# %% ../nbs/11a_turning.ipynb #fb49ed47
 @torch.no_grad()
 def feature_maps(evidence:Evidence, run:Run, digit:int=4)->Maps:
     "A channel in the middle of a network, while a test digit turns."
@@ -90,7 +90,7 @@ def feature_maps(evidence:Evidence, run:Run, digit:int=4)->Maps:
     layer = _middle([name for name, _ in net.blocks.named_children()])
     f = net.activations(normalize(x.to(evidence.device)))[layer].cpu()
     if f.ndim == 4: f = f[:, :, None]                       # (B, C, 1, H, W): the trivial group
-    size = f[0].flatten(1).norm(dim=1)                      # (C,)
+    size = f[0].flatten(1).amax(dim=1)                      # (C,)
     channel = 23 if run.grid == 'published' and len(size) > 23 and size[23] > 0 else int(size.argmax())
     f, order = f[:, channel], f.shape[2]                    # (4, G, H, W)
     first = int(f[0].flatten(1).norm(dim=1).argmax())
@@ -101,32 +101,32 @@ def _middle(names):
     pools = [name for name in names if name.startswith('pool')]
     return pools[:2][-1] if pools else 'block2'
 
-# %% ../nbs/11a_turning.ipynb #fe9c3ce5
+# %% ../nbs/11a_turning.ipynb #942e4286
 FRAME = '#e66100'
 
 def _draw_maps(part, heading, m, columns):
     "Rows are poses; the digit, the maps of its channel, and the framed one turned back."
-    n, kwargs = m.maps.shape[1], dict(vmin=0, vmax=float(m.maps.max()))
-    part.suptitle(f"{heading}\nchannel {m.channel} after {m.layer}, {m.maps.shape[-2]}×{m.maps.shape[-1]} pixels", fontsize=9)
+    n, kwargs = m.maps.shape[1], dict(vmin=0, vmax=float(m.maps.max()), interpolation='none')
+    part.suptitle(f"{heading}\nchannel {m.channel} after {m.layer}, {m.maps.shape[-2]}×{m.maps.shape[-1]} pixels", x=.01, ha='left', fontsize=9)
     axs = part.subplots(4, columns)
     for ax in axs.flat: _bare(ax)
     for k, row in enumerate(axs):
-        row[0].imshow(m.digits[k, 0], vmin=0, vmax=1); row[0].set_ylabel(f'{90*k}°', rotation=0, ha='right', va='center')
+        row[0].imshow(m.digits[k, 0], vmin=0, vmax=1, interpolation='none'); row[0].set_ylabel(f'{90*k}°', rotation=0, ha='right', va='center')
         for h in range(n): row[1 + h].imshow(m.maps[k, h], **kwargs)
         _frame(row[1 + m.framed[k]]); row[n + 1].imshow(m.back[k], **kwargs)
         row[n + 1].annotate(f'{m.differs[k]:.0%}', (1, .5), (4, 0), xycoords='axes fraction', textcoords='offset points', va='center')
     for ax, title in zip(axs[0], ['digit', *(_element(h, n) for h in range(n)), 'back']): ax.set_title(title, fontsize=8, pad=3)
 
-def _element(h, n): return f'{360*h/n:g}°' if n > 1 else 'map'
+def _element(h, n): return f'h = {360*h/n:g}°' if n > 1 else 'map'
 def _frame(ax): ax.spines[:].set(visible=True, color=FRAME, linewidth=2.5)
 
-# %% ../nbs/11a_turning.ipynb #a5b2f8e4
+# %% ../nbs/11a_turning.ipynb #0bdd9b7e
 def plot_maps(evidence:Evidence, name:str): # a figure of `PICTURED`
     "Feature maps of a digit in four poses, two networks: below each other if they have many, else side by side."
     found = {heading: feature_maps(evidence, run) for heading, run in pair(evidence, name).items()}
     columns = 2 + max(m.maps.shape[1] for m in found.values())
     below = columns > 4
-    fig = plt.figure(figsize=(.72*columns + .5, 6.9) if below else (7, 3.4))
+    fig = plt.figure(figsize=(.72*columns + .5, 6.9) if below else (6.2, 3.7))
     for part, (heading, m) in zip(fig.subfigures(2 if below else 1, 1 if below else 2), found.items()):
         _draw_maps(part, heading if below else _in_two(heading), m, columns)
     return fig
