@@ -49,7 +49,7 @@ def read_record(path)->dict:
     if isinstance(record, dict): return record
     raise ValueError(f"a record must be a whole JSON file, got {str(path)!r} ({record}); delete it, and the run is done again")
 
-# %% ../nbs/09d_runner.ipynb #64c95b29
+# %% ../nbs/09d_runner.ipynb #a31edf97
 @dataclass(frozen=True)
 class Failure:
     "Why a run failed."
@@ -58,7 +58,8 @@ class Failure:
 
     @classmethod
     def of(cls, e:BaseException):
-        memory = '; was it out of memory?' if isinstance(e, SystemError) else ''   # C code that fails without saying why
+        silent = isinstance(e, SystemError) or 'could not create a' in str(e)   # C code, or oneDNN, that fails without saying why
+        memory = '; was it out of memory?' if silent else ''
         return cls(f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0] + memory, traceback.format_exc())
 
 def write_failure(out, id, failure):

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LOOKS', 'RC', 'look', 'style', 'figure_bytes', 'compact_figures', 'save_figure']
 
-# %% ../nbs/09e_style.ipynb #301a17a9
+# %% ../nbs/09e_style.ipynb #f040a209
 import io, re
 from contextlib import contextmanager
 from pathlib import Path
+from fastcore.imports import ipython_shell
 from PIL import Image
 from .train import write_atomically
 
@@ -33,7 +34,7 @@ def look(
     color, ls, marker = LOOKS.get(contender) or LOOKS.get(family, ('#333333', '-', 'o'))
     return dict(color=color, ls=ls, marker=marker)
 
-# %% ../nbs/09e_style.ipynb #45abbc84
+# %% ../nbs/09e_style.ipynb #10f386ab
 RC = {'figure.figsize': (7, 3), 'figure.constrained_layout.use': True, 'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'legend.fontsize': 8,
       'xtick.labelsize': 8, 'ytick.labelsize': 8, 'axes.grid': True, 'grid.alpha': .3, 'grid.linewidth': .6, 'lines.linewidth': 1.5, 'lines.markersize': 5,
       'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False, 'image.cmap': 'gray', 'image.interpolation': 'none', 'svg.hashsalt': 'gcnn_stn', 'svg.fonttype': 'none'}
@@ -59,9 +60,8 @@ def figure_bytes(
 def compact_figures():
     "From here on this notebook keeps its figures as such small files."
     import matplotlib.pyplot as plt
-    from IPython import get_ipython
     plt.close(plt.figure())   # so that the notebook's own way to show figures is in place, and can be replaced
-    get_ipython().display_formatter.formatters['image/png'].for_type(plt.Figure, lambda fig: figure_bytes(fig, 'png', 100))
+    if shell := ipython_shell(): shell.display_formatter.formatters['image/png'].for_type(plt.Figure, lambda fig: figure_bytes(fig, 'png', 100))
 
 # %% ../nbs/09e_style.ipynb #09caede1
 def save_figure(
