@@ -49,7 +49,7 @@ def read_record(path)->dict:
     if isinstance(record, dict): return record
     raise ValueError(f"a record must be a whole JSON file, got {str(path)!r} ({record}); delete it, and the run is done again")
 
-# %% ../nbs/09d_runner.ipynb #a31edf97
+# %% ../nbs/09d_runner.ipynb #febf7780
 @dataclass(frozen=True)
 class Failure:
     "Why a run failed."
@@ -58,7 +58,7 @@ class Failure:
 
     @classmethod
     def of(cls, e:BaseException):
-        silent = isinstance(e, SystemError) or 'could not create a' in str(e)   # C code, or oneDNN, that fails without saying why
+        silent = isinstance(e, SystemError) or any(words in str(e) for words in ('a primitive', 'bad_alloc', 'start new thread'))   # C code fails without saying why
         memory = '; was it out of memory?' if silent else ''
         return cls(f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0] + memory, traceback.format_exc())
 
