@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['LAYERED', 'COSTS', 'TRACKERS', 'matched', 'by_angle', 'digits', 'errors_by_layer', 'error_by_layer', 'costs', 'front',
-           'pareto', 'circular_slope', 'tracked', 'circular_error', 'angle_tracking', 'curves', 'training_curves',
-           'learned_kernels', 'bilinear_copies', 'kernel_copies', 'square', 'commuting_square']
+           'pareto', 'circular_slope', 'spread', 'turn_back', 'tracked', 'circular_error', 'angle_tracking', 'curves',
+           'training_curves', 'learned_kernels', 'fine_basis', 'bilinear_copies', 'kernel_copies', 'square',
+           'commuting_square']
 
-# %% ../nbs/11b_chart.ipynb #3d3cb53d
+# %% ../nbs/11b_chart.ipynb #f28e70a6
 import numpy as np
 import pandas as pd
 import torch
-from .data import normalize, random_angles, rotate, unit_range
+from .data import normalize, rotate, unit_range
 from .equivariance import disc, equivariance_error
 from .figure import Evidence, drawing, find, label, left_over
 from .group import CyclicGroup, act
-from .kernel import basis_operator
+from .kernel import basis_operator, harmonics, rings
 from .stn import SpatialTransformer
 from .runner import record_path
 from .study import CONTENDERS, load_data, plot_by_angle
@@ -92,7 +93,7 @@ def front(cost, error)->np.ndarray: # bool (N,)
     cost, error = np.asarray(cost, float), np.asarray(error, float)
     return np.array([not ((cost <= c) & (error <= e) & ((cost < c) | (error < e))).any() for c, e in zip(cost, error)])
 
-# %% ../nbs/11b_chart.ipynb #398470cf
+# %% ../nbs/11b_chart.ipynb #09be9e64
 def _draw_pareto(ax, d, cost):
     "Error against cost, with the range over seeds, and the front as stairs."
     for _, row in d.iterrows():
@@ -103,6 +104,7 @@ def _draw_pareto(ax, d, cost):
     ax.set(xscale='log', yscale='log')
     for axis, form in ((ax.xaxis, '{x:,.0f}'), (ax.yaxis, '{x:g}')): axis.set_major_formatter(form); axis.set_minor_formatter('')
 
+# %% ../nbs/11b_chart.ipynb #76d5c298
 @drawing('pareto', "error on rotated digits against parameters, arithmetic and time")
 def pareto(evidence):
     import matplotlib.pyplot as plt
@@ -122,7 +124,7 @@ def _markers(names):
     from matplotlib.lines import Line2D
     return [Line2D([], [], **look(name) | dict(ls='')) for name in names], [CONTENDERS[name]['label'] for name in names]
 
-# %% ../nbs/11b_chart.ipynb #f8545aea
+# %% ../nbs/11b_chart.ipynb #374ca745
 def circular_slope(
     a, t, # degrees (N,)
 )->tuple: # slope, and how well the residuals agree, 0 to 1
@@ -132,32 +134,54 @@ def circular_slope(
     agree = torch.hypot(rest.cos().mean(1), rest.sin().mean(1))
     return s[agree.argmax()].item(), agree.max().item()
 
+def spread(y, seed=0)->torch.Tensor: # labels (N,) → degrees (N,)
+    "Angles that go evenly around the circle in each class, in random order."
+    a, g = torch.empty(len(y)), torch.Generator().manual_seed(seed)
+    for d in y.unique(): n = int((y == d).sum()); a[y == d] = 360*torch.randperm(n, generator=g)/n
+    return a
+
+def _phases(net, x): # images (B, 1, H, W) → (B, C), complex
+    "The first harmonic along the poses of the last block."
+    f = list(net.activations(normalize(x)).values())[-1].amax((-2, -1))                # (B, C, G)
+    turn = 2*torch.pi*torch.arange(f.shape[2], device=f.device)/f.shape[2]
+    return torch.complex(f @ turn.cos(), f @ turn.sin())
+
+# %% ../nbs/11b_chart.ipynb #29cfa7fa
+def turn_back(net, x, turned)->torch.Tensor: # images upright and turned (B, 1, H, W) → degrees (B,)
+    "By how much a network would turn digits back: what its transformer says, or the phases of its poses."
+    for m in net.modules():
+        if isinstance(m, SpatialTransformer): return m.angle(normalize(turned))
+    return -torch.rad2deg((_phases(net, turned)*_phases(net, x).conj()).sum(1).angle())
+
 @torch.no_grad()
-def tracked(evidence:Evidence, run, n=500, seed=0)->tuple: # digits' angles, transformer's turns, labels, all (n,)
-    "What the first transformer of a network does to turned test digits."
-    (x, y), a = load_data().upright, random_angles(n, torch.Generator().manual_seed(seed))
-    transformer = next(m for m in evidence.net(run).modules() if isinstance(m, SpatialTransformer))
-    x = rotate(unit_range(x[:n]), a).to(evidence.device)
-    return a, torch.cat([transformer.angle(normalize(part)) for part in x.split(100)]).cpu(), y[:n]
+def tracked(evidence:Evidence, run, n=500)->tuple: # digits' angles, the network's turns, labels, all (n,)
+    "What a network makes of the angles of turned test digits."
+    x, y = (part[:n] for part in load_data().upright)
+    a, x, net = spread(y), unit_range(x), evidence.net(run)
+    parts = [(p.to(evidence.device), rotate(p, b).to(evidence.device)) for p, b in zip(x.split(100), a.split(100))]
+    return a, torch.cat([turn_back(net, *part) for part in parts]).cpu(), y
 
 def circular_error(a, t, y)->float: # degrees
     "Mean over the classes of how far the final poses are from their mean."
     return float(np.mean([left_over((a + t)[y == d]) for d in y.unique()]))
 
-# %% ../nbs/11b_chart.ipynb #1507437d
-TRACKERS = (('published', 'stcnn-single-l5-w64-loc8-random', 'rotated'), ('small', 'stcnn', 'upright'), ('small', 'stcnn', 'rotated'))
+# %% ../nbs/11b_chart.ipynb #4b7b8370
+TRACKERS = (('published', 'stcnn-single-l5-w64-loc8-random', 'rotated'), ('small', 'stcnn', 'upright'), ('small', 'stcnn', 'rotated'), ('small', 'gcnn-c8', 'upright'))
+
+def _draw_tracking(ax, run, a, t, y):
+    "Turns against angles, over lines of slope −1."
+    (s, agree), off = circular_slope(a, t), circular_error(a, t, y)
+    for line in (([0, 360], [180, -180]), ([0, 180], [0, -180]), ([180, 360], [180, 0])): ax.plot(*line, color='.85', lw=6, zorder=0)
+    ax.scatter(a, t, s=6, color=look(run.contender)['color'], alpha=.6, linewidths=0, rasterized=True)
+    ax.set(title=f"{label(run)}\nslope {round(s, 2) + 0.:.2f} (R {agree:.2f}), error {off:.0f}°".replace('-', '−'), xticks=range(0, 361, 90), ylim=(-185, 185), yticks=range(-180, 181, 90))
 
 @drawing('angle-tracking', "the transformer's angle against the digit's")
 def angle_tracking(evidence):
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(1, len(TRACKERS), figsize=(8, 3.3), sharey=True)
-    for ax, cell in zip(axs, TRACKERS):
-        a, t, y = tracked(evidence, run := find(evidence, *cell))
-        (s, agree), off = circular_slope(a, t), circular_error(a, t, y)
-        for line in (([0, 360], [180, -180]), ([0, 180], [0, -180]), ([180, 360], [180, 0])): ax.plot(*line, color='.85', lw=6, zorder=0)
-        ax.scatter(a, t, s=5, color=look(run.contender)['color'], alpha=.6, linewidths=0, rasterized=True)
-        ax.set(title=f"{label(run).replace(', trained', chr(10) + 'trained')}\nslope {round(s, 2) + 0.:.2f} (R {agree:.2f}), error {off:.0f}°", xlabel='digit turned by (°)', xticks=range(0, 361, 90), ylim=(-185, 185))
-    axs[0].set(ylabel='transformer turns by (°)', yticks=range(-180, 181, 90))
+    fig, axs = plt.subplots(2, 2, figsize=(6.6, 5.8), sharex=True, sharey=True)
+    for ax, cell in zip(axs.flat, TRACKERS): _draw_tracking(ax, run := find(evidence, *cell), *tracked(evidence, run))
+    for ax in axs[1]: ax.set_xlabel('digit turned by (°)')
+    for ax in axs[:, 0]: ax.set_ylabel('network turns it by (°)')
     return fig
 
 # %% ../nbs/11b_chart.ipynb #e997ea16
@@ -181,13 +205,24 @@ def training_curves(evidence):
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return fig
 
-# %% ../nbs/11b_chart.ipynb #b2c8dd47
-def learned_kernels(evidence:Evidence, run)->torch.Tensor: # (C, G, k, k)
-    "The kernels of the first layer, each in all poses; the strongest comes first."
-    lift = evidence.net(run).blocks.block1[0]
-    copies = lift.filters().detach().cpu().unflatten(0, (-1, lift.group.order))[:, :, 0]
-    return copies[copies.flatten(1).norm(dim=1).argsort(descending=True)]
+# %% ../nbs/11b_chart.ipynb #723d1ca5
+def learned_kernels(evidence:Evidence, run, fine:int=1)->torch.Tensor: # (C, G, k·fine, k·fine)
+    "The kernels of the first layer, each in all poses; the strongest comes first. Finer: the functions behind the pixels."
+    lift = evidence.net(run).blocks.block1[0]; w = lift.weight.detach()[:, 0].cpu()
+    copies = torch.einsum('cp,gpx->cgx', w, lift.R.cpu())
+    order = copies.flatten(1).norm(dim=1).argsort(descending=True)
+    if fine > 1: copies = torch.einsum('cp,gpx->cgx', w, fine_basis(lift.group, lift.kernel_size, fine).to(w))
+    return copies[order].unflatten(-1, (lift.kernel_size*fine,)*2)
 
+def fine_basis(group, k:int, fine:int)->torch.Tensor: # (G, P, (k·fine)²)
+    "The harmonic basis, evaluated on a grid `fine` times as fine as that of the pixels."
+    def waves(fine):
+        p = (torch.arange(k*fine, dtype=torch.float64) - (k*fine - 1)/2)/fine
+        grid = torch.stack(torch.meshgrid(p, -p, indexing='xy'), -1).flatten(0, 1)      # x and y, in pixels
+        return torch.stack([harmonics(*(grid @ group.matrix(g)).T, rings(k)) for g in group.elements()])
+    return waves(fine)/waves(1).square().sum(-1, keepdim=True).mean(0, keepdim=True).sqrt()
+
+# %% ../nbs/11b_chart.ipynb #24f92654
 def bilinear_copies(kernel)->torch.Tensor: # (k, k) → (8, k, k)
     "A kernel turned by multiples of 45°, the published way."
     R = basis_operator(CyclicGroup(8), len(kernel), 'bilinear').to(kernel)   # (8, k², k²): a row for each pixel of the kernel
@@ -196,12 +231,13 @@ def bilinear_copies(kernel)->torch.Tensor: # (k, k) → (8, k, k)
 @drawing('kernel-copies', "the eight copies of a learned kernel, harmonic and bilinear")
 def kernel_copies(evidence):
     import matplotlib.pyplot as plt
-    copies = learned_kernels(evidence, find(evidence, 'small', 'gcnn-c8', 'upright'))[0]
-    fig, axs = plt.subplots(2, 8, figsize=(8, 2.6))
-    for row, kernels, how in zip(axs, (copies, bilinear_copies(copies[0])), ('harmonic', 'bilinear')):
-        for g, (ax, k) in enumerate(zip(row, kernels)):
+    run = find(evidence, 'small', 'gcnn-c8', 'upright')
+    smooth, copies = (learned_kernels(evidence, run, fine)[0] for fine in (8, 1))
+    fig, axs = plt.subplots(3, 8, figsize=(8, 3.7))
+    for row, kernels, how in zip(axs, (smooth, copies, bilinear_copies(copies[0])), ('function', 'harmonic', 'bilinear')):
+        for ax, k in zip(row, kernels):
             ax.imshow(k, vmin=-copies.abs().max(), vmax=copies.abs().max()); ax.grid(False); ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(f'norm {k.norm()/copies[0].norm():.2f}', fontsize=8)
+            if kernels is not smooth: ax.set_xlabel(f'norm {k.norm()/copies[0].norm():.2f}', fontsize=8)
         row[0].set_ylabel(how)
     for g, ax in enumerate(axs[0]): ax.set_title(f'{45*g}°')
     return fig
