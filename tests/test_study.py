@@ -1,5 +1,6 @@
 "The study survives whatever happens to it, on one machine and on several processes."
 import json, os, random, resource, signal, socket, subprocess, sys, time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -44,9 +45,12 @@ def wait_for(condition, process, limit=120):
 
 
 def workers(process):
-    "The processes at work for a runner."
-    def child(p): return 'forkserver' in ' '.join(p.cmdline())
-    return [w for server in psutil.Process(process.pid).children() if child(server) for w in server.children()]
+    "The processes at work for a runner; one that ends while we look isn't."
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if 'forkserver' in ' '.join(child.cmdline()): found += child.children()
+    return found
 
 
 @pytest.fixture(scope='module')
