@@ -6,7 +6,7 @@
 __all__ = ['LAYERED', 'COSTS', 'TRACKERS', 'matched', 'by_angle', 'digits', 'errors_by_layer', 'error_by_layer', 'costs', 'front',
            'pareto', 'circular_slope', 'spread', 'turn_back', 'tracked', 'circular_error', 'angle_tracking', 'curves',
            'training_curves', 'learned_kernels', 'fine_basis', 'bilinear_copies', 'kernel_copies', 'square',
-           'commuting_square']
+           'commuting_square', 'card']
 
 # %% ../nbs/11b_chart.ipynb #f28e70a6
 import numpy as np
@@ -22,7 +22,7 @@ from .runner import record_path
 from .study import CONTENDERS, load_data, plot_by_angle
 from .style import look
 
-# %% ../nbs/11b_chart.ipynb #ec2d3070
+# %% ../nbs/11b_chart.ipynb #9d15f69b
 def matched(evidence:Evidence)->list: # records
     "The small grid's networks that are matched by parameters."
     return [r for r in evidence.records('small') if not r['contender'].endswith('wide')]
@@ -32,7 +32,7 @@ def _draw_polar(ax, records):
     for name in dict.fromkeys(r['contender'] for r in records):
         accuracy = np.array([r['metrics']['by_angle'] for r in records if r['contender'] == name])
         angle = np.linspace(0, 2*np.pi, accuracy.shape[1] + 1)
-        ax.plot(angle, [*accuracy.mean(0), accuracy[:, 0].mean()], **look(name) | dict(marker=None))
+        ax.plot(angle, [*accuracy.mean(0), accuracy[:, 0].mean()], **look(name) | dict(marker=None), label=CONTENDERS[name]['label'])
     ax.set(ylim=(0, 1), yticks=(.25, .5, .75, 1), yticklabels=['', '50 %', '', '100 %'], xticks=np.linspace(0, 2*np.pi, 8, endpoint=False), rlabel_position=22)
 
 @drawing('by-angle', "accuracy at 24 angles, along a line and around a circle")
@@ -267,4 +267,21 @@ def commuting_square(evidence):
             ax.grid(False); ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(CONTENDERS[name]['label']); row[4].set_xlabel(f'relative error {error:.1%}')
     for ax, title in zip(axs[0], ('digit', 'turned by 45°', 'turn, convolve', 'convolve, turn', 'difference')): ax.set_title(title)
+    return fig
+
+# %% ../nbs/11b_chart.ipynb #84f5e3e3
+@drawing('card', "the picture beside a shared link")
+def card(evidence):
+    "A digit in eight poses, and how three networks that saw upright digits alone read them, around the circle."
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(1200/110, 630/110)); fig.set_layout_engine('none')
+    ax = fig.add_axes((.56, .12, .42, .76), projection='polar')
+    _draw_polar(ax, [r for r in evidence.records('small') if r['regime'] == 'upright' and r['contender'] in ('gcnn-c8', 'stcnn', 'cnn')])
+    ax.set_title('accuracy by angle, trained on upright digits')
+    fig.legend(loc='lower left', bbox_to_anchor=(.04, .1), frameon=False, fontsize=15)
+    fig.text(.05, .8, 'gcnn_stn', size=44, weight='bold')
+    fig.text(.05, .6, 'Group equivariant CNNs against\nspatial transformers:\na book that runs', size=19, va='center', linespacing=1.4)
+    x = rotate(unit_range(load_data().upright[0][[4]*8]), 45.*torch.arange(8))
+    ax = fig.add_axes((.04, .36, .46, .1)); ax.axis('off')
+    ax.imshow(x.permute(1, 2, 0, 3).flatten(2)[0], cmap='gray_r', aspect='auto')   # (28, 8·28)
     return fig

@@ -67,7 +67,7 @@ class _GroupConvBase(FilterCache):
         self.std = weight_std(self.weight[0].numel()//R.shape[1], R)
         self.reset_parameters()
 
-# %% ../nbs/04_layer.ipynb #53c4cc77
+# %% ../nbs/04_layer.ipynb #14a2ec99
 @patch
 @torch.no_grad()
 def reset_parameters(self:_GroupConvBase):
@@ -86,7 +86,7 @@ def extra_repr(self:_GroupConvBase):
     return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, group={self.group}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, basis={self.basis!r}, weights={self.R.shape[1]}")
 
-# %% ../nbs/04_layer.ipynb #f7a21f58
+# %% ../nbs/04_layer.ipynb #977c369a
 @patch
 def _convolve(self:_GroupConvBase, x, filters):
     "(B, C·…, H, W) → (B, C_out, G, H', W')"

@@ -232,7 +232,7 @@ class _Board:
         self.total.update(self.cost(unit)*(done - bar.n)/total)
         bar.update(done - bar.n)
 
-# %% ../nbs/09d_runner.ipynb #63c14f9d
+# %% ../nbs/09d_runner.ipynb #0298079f
 @patch
 def expect(self:_Board, units):
     "What is still to be done, by whomever."
@@ -252,7 +252,7 @@ def finish(self:_Board, unit, failure=None):
 @patch
 def say(self:_Board, text): tqdm.write(text, file=sys.stderr)
 
-# %% ../nbs/09d_runner.ipynb #d510200c
+# %% ../nbs/09d_runner.ipynb #8955c699
 @patch
 def close(self:_Board):
     for bar in (*self.bars.values(), self.total): bar.close()

@@ -1,5 +1,5 @@
 "The book's pages and its README, by pandoc, for machines without Quarto."
-import base64, json, os, re, shutil, subprocess, sys
+import base64, html, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pypandoc, yaml
@@ -27,15 +27,16 @@ def copy_project(target, *names, root=ROOT):
 def chapters(folder): return sorted(p for p in Path(folder).glob('*.ipynb') if not p.name.startswith('_'))
 
 
-def split_cell(source):
+def split_cell(source, read=yaml.safe_load):
     "The directives, the options and the code of a cell."
     lines = source.split('\n')
     head = [line[2:].strip() for line in lines if line.startswith('#|')]
-    options = yaml.safe_load('\n'.join(line for line in head if ':' in line)) or {}
+    options = read('\n'.join(line for line in head if ':' in line)) or {}
     return {line.split()[0] for line in head if line and ':' not in line}, options, '\n'.join(line for line in lines if not line.startswith('#|')).strip()
 
 
 def fence(text, classes): return f'~~~~ {{{classes}}}\n{text.rstrip()}\n~~~~'
+def div(classes, *parts): return '\n\n'.join([f':::: {{{classes}}}', *parts, '::::'])
 
 
 def show_output(output, options, figure):
@@ -52,6 +53,17 @@ def show_output(output, options, figure):
     return fence(data['text/plain'], '.output')
 
 
+def show_source(code, options):
+    "Markdown for the code of a cell, folded if the cell says so."
+    source, fold = fence(code, '.python .cell-code'), options.get('code-fold')
+    if not fold: return source
+    summary = html.escape(options.get('code-summary', 'Code'))
+    return raw_html(f'<details{" open" * (fold == "show")}><summary>{summary}</summary>') + f'\n\n{source}\n\n' + raw_html('</details>')
+
+
+def raw_html(text): return f'```{{=html}}\n{text}\n```'
+
+
 def show_code(cell, figures, number):
     "Markdown for a code cell and its outputs."
     directives, options, code = split_cell(''.join(cell['source']))
@@ -60,7 +72,9 @@ def show_code(cell, figures, number):
     shown = [show_output(o, options, figures/f'{label}-{i}.png') for i, o in enumerate(cell['outputs'])] if options.get('output', True) else []
     caption = options.get('fig-cap') or options.get('tbl-cap')
     if shown and caption: shown = [f'::: {{#{label}}}', *shown, caption, ':::']
-    return '\n\n'.join([fence(code, '.python')]*bool(code and options.get('echo', True)) + shown)
+    if shown and options.get('output') != 'asis': shown = [div('.cell-output', *shown)]
+    source = [show_source(code, options)] * bool(code and options.get('echo', True))
+    return div('.cell', *source, *shown) if source + shown else ''
 
 
 def to_markdown(notebook, figures):
@@ -69,10 +83,10 @@ def to_markdown(notebook, figures):
     return '\n\n'.join(show_code(c, figures, i) if c['cell_type'] == 'code' else ''.join(c['source']) for i, c in enumerate(cells))
 
 
-def pandoc(markdown, to, nbs=ROOT/'nbs'):
+def pandoc(markdown, to, *options, nbs=ROOT/'nbs'):
     "Convert `markdown`; any warning is an error: an unknown citation, a dangling reference, a label used twice."
-    command = [pypandoc.get_pandoc_path(), '--from=markdown', f'--to={to}', '--wrap=none', '--mathjax', '--fail-if-warnings', f'--lua-filter={HERE/"crossref.lua"}',
-               '--citeproc', f'--bibliography={nbs/"references.bib"}', '--metadata=link-citations:true']
+    command = [pypandoc.get_pandoc_path(), '--from=markdown', f'--to={to}', '--wrap=none', '--fail-if-warnings', f'--lua-filter={HERE/"crossref.lua"}',
+               '--citeproc', f'--bibliography={nbs/"references.bib"}', '--metadata=link-citations:true', *(options or ['--mathjax'])]
     done = subprocess.run(command, input=markdown, capture_output=True, text=True)
     if done.returncode: raise ValueError(done.stderr.strip())
     return done.stdout
@@ -82,7 +96,7 @@ def readme(root=ROOT, target=None):
     "Write README.md and its figures, made from `nbs/index.ipynb`."
     target = target or root
     shutil.rmtree(target/'index_files', ignore_errors=True)
-    text = pandoc(to_markdown(root/'nbs'/'index.ipynb', target/'index_files'), 'gfm', root/'nbs')
+    text = pandoc(to_markdown(root/'nbs'/'index.ipynb', target/'index_files'), 'gfm', nbs=root/'nbs')
     (target/'README.md').write_text(re.sub(r'\n', '\n\n<!-- Made from nbs/index.ipynb by `make export`. -->\n', text, count=1))
 
 

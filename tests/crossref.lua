@@ -52,7 +52,8 @@ local function number_equation(span)
   if kind(span.identifier) ~= 'eq' then return end
   local n = register(span.identifier):match('%d+$')
   local math = span.content[1]
-  math.text = math.text:gsub('%s+$', '') .. ' \\tag{' .. n .. '}'
+  local number = PANDOC_WRITER_OPTIONS.html_math_method == 'mathml' and ' \\qquad (%s)' or ' \\tag{%s}'   -- MathML knows no tags
+  math.text = math.text:gsub('%s+$', '') .. number:format(n)
   return span
 end
 
@@ -67,12 +68,19 @@ local function refer(cite)
   return links
 end
 
+local CALLOUTS = {note = true, tip = true, warning = true, caution = true, important = true}
 local function callout(div)
   local type = table.concat(div.classes, ' '):match('callout%-(%a+)')
   if not type then return end
+  if not CALLOUTS[type] then pandoc.log.warn('there is no callout-' .. type) end
   local title = div.attributes.title or type:gsub('^%a', string.upper)
-  div.content:insert(1, pandoc.Para(pandoc.Strong(title)))
-  return pandoc.BlockQuote(div.content)
+  if not FORMAT:match('html') then return pandoc.BlockQuote {pandoc.Para(pandoc.Strong(title)), table.unpack(div.content)} end
+  return pandoc.Div({pandoc.Div({pandoc.Plain(title)}, {class = 'callout-header'}), pandoc.Div(div.content, {class = 'callout-body'})}, {class = 'callout callout-' .. type})
+end
+
+-- What frames a cell on a page is in the way elsewhere.
+local function plain_cell(div)
+  if div.classes[1] == 'cell' or div.classes[1] == 'cell-output' then return div.content end
 end
 
 -- A chapter is 04_layer.ipynb in the book, layer.html on the site and nbs/04_layer.ipynb beside the README.
@@ -89,4 +97,5 @@ function Pandoc(doc)
     :walk {traverse = 'topdown', Div = labelled_div, Figure = number_caption, Table = number_caption,
            Span = number_equation, Header = function(h) register(h.identifier) end}
     :walk {Cite = refer, Div = callout, Link = chapter_link}
+    :walk {Div = not FORMAT:match('html') and plain_cell or nil}
 end
