@@ -41,6 +41,7 @@ docs: $(READY) npm  ## the site in _docs: by Quarto if it is there, otherwise a 
 	@if command -v quarto >/dev/null; then touch README.md && PATH="$(abspath $(BIN)):$$PATH" nbdev_docs; else $(BIN)/python tests/preview.py; fi
 
 export: $(READY)  ## after editing notebooks: clean them, write the package and the README
+	$(BIN)/python tests/colab.py
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tests/book.py

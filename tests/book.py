@@ -42,6 +42,7 @@ def div(classes, *parts): return '\n\n'.join([f':::: {{{classes}}}', *parts, '::
 def show_output(output, options, figure):
     "Markdown for one output; a picture is written to the file `figure`."
     data = {k: ''.join(v) for k, v in output.get('data', {}).items() if not isinstance(v, dict)}
+    if output['output_type'] == 'error': raise ValueError(f"a cell failed: {output['ename']}: {output['evalue']}")
     if output['output_type'] == 'stream': return fence(''.join(output['text']), '.output')
     if 'image/png' in data:
         figure.parent.mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,7 @@ def check_cells(project):
             try: directives, options, _ = split_cell(''.join(cell['source']), read_yaml)
             except yaml.YAMLError as e: complaints.append(f"{where}: {str(e).splitlines()[0]}"); continue
             complaints += against('options', options, where) + against('directives', sorted(directives), where)
+            complaints += [f"{where}: it failed: {o['ename']}" for o in cell['outputs'] if o['output_type'] == 'error']
             drawn = any('image/png' in o.get('data', {}) for o in cell['outputs'])
             if drawn and 'hide' not in directives and 'fig-alt' not in options: complaints.append(f'{where}: a picture without fig-alt')
     return complaints
@@ -111,7 +112,7 @@ def check_links(site, project, config):
 
 def check_marks(site):
     "Markup that came through as text."
-    leftover = re.compile(r':::|\{\{<|\{#(fig|tbl|eq|sec)-|(?<![\w.])@(fig|tbl|eq|sec)-|\]\([\w#]+\.ipynb')
+    leftover = re.compile(r':::|\{\{<|\{#(fig|tbl|eq|sec)-|(?<![\w.])@(fig|tbl|eq|sec)-|\]\(')
     texts = ((path, text) for path in pages(site) for text in parse(path).xpath('//main//text()[not(ancestor::code or ancestor::pre or ancestor::script or ancestor::style)]'))
     return [f'{path.name}: raw markup: {text.strip()[:80]}' for path, text in texts if leftover.search(text)]
 

@@ -111,6 +111,7 @@ def change(path, old, new):
 
 
 def config(old, new): return change('_quarto.yml', old, new)
+def raw(old, new): return change('nbs/01_thing.ipynb', old, new)
 def page(old, new): return change('nbs/01_thing.ipynb', *(json.dumps(s)[1:-1] for s in (old, new)))
 def write(text): return page('Words', text + '\n\nWords')
 
@@ -126,6 +127,7 @@ FAULTS = {
     'an unknown directive': (page('#| label', '#| exprot\n#| label'), 'exprot'),
     'an option that is no YAML': (page('"A caption."', '"A caption.'), '01_thing.ipynb, cell 2'),
     'a figure without description': (page('#| fig-alt: "A description."\n', ''), 'fig-alt'),
+    'a cell that failed': (raw('"output_type": "display_data"', '"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []'), 'it failed: ValueError'),
     'an unknown citation': (page('@cohen2016group', '@nobody1900nothing'), 'nobody1900nothing'),
     'a reference into the void': (page('@fig-card', '@fig-missing'), 'fig-missing is not resolved'),
     'a label twice': (write('$$ y $$ {#eq-one}'), 'eq-one is used twice'),

@@ -1,0 +1,47 @@
+"Every chapter opens in Colab: a link below its title, and a cell that does something there alone. `make export` calls it."
+import json
+from configparser import ConfigParser
+
+from book import ROOT, chapters
+
+settings = ConfigParser(delimiters=['='])
+settings.read(ROOT/'settings.ini', encoding='utf-8')
+REPOSITORY, BRANCH = settings['DEFAULT']['git_url'], settings['DEFAULT']['branch']
+NAME = REPOSITORY.rpartition('/')[2]
+LINK = f'[Open in Colab]({REPOSITORY.replace("https://github.com", "https://colab.research.google.com/github")}/blob/{BRANCH}/nbs/'
+INSTALL = f'''#| hide
+#| eval: false
+# On Colab, and only there: fetch the book, with its records and digits, and install its package.
+import sys
+if 'google.colab' in sys.modules:
+    !test -d /content/{NAME} || git clone --quiet --depth 1 {REPOSITORY} /content/{NAME}
+    %pip install --quiet /content/{NAME}
+    %cd /content/{NAME}/nbs'''
+
+
+def lines(text): return text.splitlines(keepends=True)
+
+
+def with_colab(cells, name):
+    "The cells of a notebook, with link and installation after its title, once."
+    source = lambda cell: ''.join(cell['source'])
+    link, old = f'{LINK}{name})', (LINK, '\n'.join(INSTALL.split('\n')[:2]) + '\n# On Colab')
+    if [source(c) for c in cells[1:3]] == [link, INSTALL]: return cells
+    title, *rest = (c for c in cells if not source(c).startswith(old))
+    return [title, dict(cell_type='markdown', metadata={}, source=lines(link)),
+            dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=lines(INSTALL)), *rest]
+
+
+def colab(folder=ROOT/'nbs'):
+    "Bring all notebooks of a folder up to date; returns those that weren't."
+    changed = []
+    for path in chapters(folder):
+        notebook = json.loads(path.read_text())
+        cells = with_colab(notebook['cells'], path.name)
+        if cells == notebook['cells']: continue
+        path.write_text(json.dumps({**notebook, 'cells': cells}, indent=1, ensure_ascii=False, sort_keys=True) + '\n')
+        changed.append(path.name)
+    return changed
+
+
+if __name__ == '__main__': colab()
