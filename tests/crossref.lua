@@ -74,6 +74,7 @@ local function callout(div)
   if not type then return end
   if not CALLOUTS[type] then pandoc.log.warn('there is no callout-' .. type) end
   local title = div.attributes.title or type:gsub('^%a', string.upper)
+  if div.content[1] and div.content[1].t == 'Header' then title = div.content:remove(1).content end   -- a heading inside is its title, too
   if not FORMAT:match('html') then return pandoc.BlockQuote {pandoc.Para(pandoc.Strong(title)), table.unpack(div.content)} end
   return pandoc.Div({pandoc.Div({pandoc.Plain(title)}, {class = 'callout-header'}), pandoc.Div(div.content, {class = 'callout-body'})}, {class = 'callout callout-' .. type})
 end
