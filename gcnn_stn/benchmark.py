@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'PEERS', 'FIELDS', 'MODES', 'NETS', 'EPOCHS', 'SWEEPS', 'CEN
            'Dense', 'Resampled', 'Peer', 'PeerNet', 'OneByOne', 'published_epoch', 'grid', 'quick', 'read_rows',
            'write_rows', 'run_cases', 'main']
 
-# %% ../nbs/15_benchmark.ipynb #db4aae75
+# %% ../nbs/15_benchmark.ipynb #0683055a
 import argparse, copy, csv, importlib, io, itertools, math, os, platform, random, statistics, subprocess, sys, time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
-from fastcore.imports import IN_NOTEBOOK
 from scipy.stats import quantile_test
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
@@ -631,12 +630,10 @@ def _told(rows):
         lines.append(f"{r['case']:62} {r['contender']:18} {said}")
     return '\n'.join(lines)
 
-# %% ../nbs/15_benchmark.ipynb #1bebe4e7
+# %% ../nbs/15_benchmark.ipynb #f0a9fae9
 def main(argv=None)->int: # exit status: 0, 2 if nothing was asked that makes sense, 130 if interrupted
     "The command `gcnn_stn_bench`."
     try: _bench(_arguments().parse_args(argv))
     except ValueError as e: print(f'gcnn_stn_bench: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('interrupted; what was measured is kept', file=sys.stderr); return 130
     return 0
-
-if __name__ == '__main__' and not IN_NOTEBOOK: sys.exit(main())

@@ -55,15 +55,15 @@ def check_yaml(project):
 # workflows
 
 RIGHTS = {'contents': 'read'}
-EXTRA = {('site.yml', 'build'): {'pages': 'read'}, ('site.yml', 'deploy'): {'pages': 'write', 'id-token': 'write'}, ('release.yml', 'publish'): {'id-token': 'write'}}
 
 
 def against_job(name, job, flow, key, project):
     "What is wrong with a job."
     where = f'{name}, {key}'
-    complaints = [f'{where}: needs {n}, which is not there' for n in [job.get('needs', [])] if isinstance(n, str) and n not in flow['jobs']]
-    allowed = {**RIGHTS, **EXTRA.get((name, key), {})}
-    complaints += [f'{where}: may {right}: {level}' for right, level in job.get('permissions', {}).items() if level not in (allowed.get(right), 'none')]
+    needs = job.get('needs', [])
+    complaints = [f'{where}: needs {n}, which is not there' for n in ([needs] if isinstance(needs, str) else needs) if n not in flow['jobs']]
+    allowed = ('pages', 'id-token') if 'environment' in job else ()      # only what publishes may write, and never into the repository
+    complaints += [f'{where}: may {right}: {level}' for right, level in job.get('permissions', {}).items() if level == 'write' and right not in allowed]
     if 'uses' in job:
         called = project/job['uses']
         return complaints + [f"{where}: {job['uses']} can't be called"]*(not called.exists() or 'workflow_call' not in read(called)[True])
@@ -91,10 +91,10 @@ def check_python(project):
     "The workflow tests what settings.ini and setup.py promise."
     promised = [c.split()[-1] for c in package(project)['classifiers'] if re.search(r':: 3\.\d+$', c)]
     flows, least = workflows(project), settings(project)['min_python']
-    tested = flows['test.yml']['jobs']['test']['strategy']['matrix']['python']
+    tested = flows['test.yml']['jobs']['test']['strategy']['matrix']['python-version']
     complaints = [f'tested are {tested}, promised {promised}']*(tested != promised) + [f'{promised[0]} is promised first, {least} needed']*(promised[0] != least)
     chosen = {(name, step['with']['python-version']) for name, flow in flows.items() for step in steps(flow) if 'setup-python' in step.get('uses', '')}
-    complaints += [f'{name}: Python {v!r} is not tested' for name, v in chosen if v not in [*promised, '${{ matrix.python }}']]
+    complaints += [f'{name}: Python {v!r} is not tested' for name, v in chosen if v not in [*promised, '${{ matrix.python-version }}']]
     said = re.findall(r'Python (3\.\d+) or newer', (project/'CONTRIBUTING.md').read_text())
     return complaints + [f'CONTRIBUTING.md speaks of Python {said}, settings.ini of {least}']*(said != [least])
 
@@ -123,7 +123,7 @@ def code(name, text):
 def check_commands(project):
     "Every `make this` is in the Makefile."
     targets = set(re.findall(r'^([a-z]+):(?!=)', (project/'Makefile').read_text(), re.MULTILINE))
-    return [f'{name}: make {t} is not in the Makefile' for name, text in told(project).items() for c in code(name, text) for t in re.findall(r'\bmake ([a-z]+)', c) if t not in targets]
+    return [f'{name}: make {t} is not in the Makefile' for name, text in told(project).items() for c in code(name, text) for t in re.findall(r'\bmake ([a-z]+)', re.sub('#.*', '', c)) if t not in targets]
 
 
 def anchors(page):
@@ -166,7 +166,7 @@ def check_citation(project):
     "The keys that Citation File Format 1.2.0 requires, and what it says agrees with everything else."
     cff, cfg = read(project/'CITATION.cff'), settings(project)
     missing = [k for k in ('cff-version', 'message', 'title', 'authors') if not cff.get(k)]
-    want = {'cff-version': '1.2.0', 'type': 'software', 'version': cfg['version'], 'date-released': releases(project)[1][1], 'authors': [{'name': cfg['author']}],
+    want = {'cff-version': '1.2.0', 'type': 'software', 'version': cfg['version'], 'date-released': dict(releases(project)).get(cfg['version']), 'authors': [{'name': cfg['author']}],
             'license': package(project)['license'], 'repository-code': cfg['git_url'], 'url': cfg['doc_host'] + cfg['doc_baseurl'], 'keywords': cfg['keywords'].split()}
     known = {*want, 'message', 'title', 'abstract'}
     return ([f'CITATION.cff: no {k}' for k in missing] + [f'CITATION.cff: {k} is unknown' for k in cff if k not in known]
@@ -205,7 +205,7 @@ def check_forms(project):
 def check_contacts(project):
     "Links beside the forms lead to pages of this book."
     config, site = read(project/'.github'/'ISSUE_TEMPLATE'/'config.yml'), settings(project)['doc_host'] + settings(project)['doc_baseurl']
-    pages = {f"{site}/{re.sub(r'^[0-9]+[a-z]*_', '', p.stem)}.html" for p in (project/'nbs').glob('*.ipynb')}
+    pages = {site, *(f"{site}/{re.sub(r'^[0-9]+[a-z]*_', '', p.stem)}.html" for p in (project/'nbs').glob('*.ipynb'))}
     return ([f'config.yml: {link} wants a name, an address and a sentence' for link in config['contact_links'] if sorted(link) != ['about', 'name', 'url']]
             + [f"config.yml: {link['url']} is no page of the book" for link in config['contact_links'] if link['url'] not in pages])
 
@@ -242,18 +242,19 @@ FAULTS = {
     'too many rights': (FLOW + 'test.yml', 'contents: read', 'contents: write', 'everywhere'),
     'a job with too many rights': (FLOW + 'release.yml', 'id-token: write', 'contents: write', 'publish: may contents: write'),
     'a job that waits for nobody': (FLOW + 'site.yml', 'needs: build', 'needs: biuld', 'needs biuld'),
+    'a job that writes, and publishes nothing': (FLOW + 'release.yml', 'environment:', 'env:', 'publish: may id-token: write'),
     'a job that runs nowhere': (FLOW + 'test.yml', '    runs-on: ubuntu-latest\n', '', 'runs nowhere'),
     'a step that does nothing': (FLOW + 'test.yml', '- run: make test', '- name: make test', 'a step must'),
     'a workflow that is not there': (FLOW + 'release.yml', './.github/workflows/test.yml', './.github/workflows/tests.yml', "can't be called"),
     'a workflow that nobody may call': (FLOW + 'test.yml', '  workflow_call: ', '  workflow_dispatched: ', "can't be called"),
-    'an action of any version': (FLOW + 'test.yml', 'actions/checkout@v7', 'actions/checkout@main', 'no major version'),
-    'two versions of an action': (FLOW + 'test.yml', 'actions/checkout@v7', 'actions/checkout@v3', 'several versions'),
+    'an action of any version': (FLOW + 'test.yml', 'actions/checkout@v', 'actions/checkout@main-', 'no major version'),
+    'two versions of an action': (FLOW + 'test.yml', 'actions/checkout@v', 'actions/checkout@v3', 'several versions'),
     'another branch': (FLOW + 'site.yml', '[main]', '[master]', 'does not follow the branch'),
     'a Python too few': (FLOW + 'test.yml', PYTHONS, PYTHONS.replace("'3.10', ", ''), 'promised'),
     'a Python that is a number': (FLOW + 'test.yml', "'3.10'", '3.10', 'promised'),
     'a Python that nobody tests': ('setup.py', ', 13', ', 14', 'promised'),
     'an older Python': ('settings.ini', 'min_python = 3.10', 'min_python = 3.9', 'promised'),
-    'a site of another Python': (FLOW + 'site.yml', "'3.13'", "'3.14'", 'is not tested'),
+    'a site of another Python': (FLOW + 'site.yml', "python-version: '3.", "python-version: '3.9", 'is not tested'),
     'an older Python in the text': ('CONTRIBUTING.md', 'Python 3.10 or newer', 'Python 3.9 or newer', 'CONTRIBUTING.md speaks'),
     'a release without a rule': (FLOW + 'release.yml', 'test "$GITHUB_REF_NAME" =', 'true "$GITHUB_REF_NAME" =', 'is let pass'),
     'a rule that nothing passes': (FLOW + 'release.yml', '"v$version" ||', '"w$version" ||', 'is refused'),
@@ -262,7 +263,9 @@ FAULTS = {
     'a target that is gone': ('Makefile', '\noutputs:', '\nouts:', 'make outputs is not'),
     'a file that is not there': ('CONTRIBUTING.md', '`_quarto.yml`', '`_quatro.yml`', '_quatro.yml does not exist'),
     'a folder that is not there': ('CONTRIBUTING.md', '`nbs/`', '`notebooks/`', 'notebooks/ does not exist'),
-    'a file missing in a form': (FORM + 'bug_report.yml', '08_doctor.ipynb', '08_nurse.ipynb', 'nbs/08_nurse.ipynb does not exist'),
+    'a file missing in a form': (FORM + 'claim.yml', 'The chapter and', 'See nbs/99_claim.ipynb,', 'nbs/99_claim.ipynb does not exist'),
+    'a folder missing for pull requests': ('.github/pull_request_template.md', '`gcnn_stn/`', '`src/`', 'src/ does not exist'),
+    'a command missing for pull requests': ('.github/pull_request_template.md', '`make export`', '`make modules`', 'make modules is not'),
     'a folder missing in a workflow': (FLOW + 'site.yml', 'path: _docs', 'path: _site', '_site does not exist'),
     'a chapter that is not there': ('CHANGELOG.md', '(nbs/07_fold.ipynb)', '(nbs/07_unfold.ipynb)', 'nbs/07_unfold.ipynb does not exist'),
     'a chapter that no argument names': ('CONTRIBUTING.md', 'ARGS=03_kernel', 'ARGS=03_colonel', 'nbs/03_colonel.ipynb does not exist'),
@@ -281,16 +284,16 @@ FAULTS = {
     'a form without a name': (FORM + 'claim.yml', 'name: ', 'nom: ', 'claim.yml: no name'),
     'a form without a description': (FORM + 'feature.yml', '\ndescription: ', '\nabout: ', 'feature.yml: no description'),
     'a form without labels': (FORM + 'bug_report.yml', 'labels: [bug]', 'labels: []', 'no labels'),
-    'a question without a label': (FORM + 'bug_report.yml', '      label: Versions\n', '', 'input without a label'),
+    'a question without a label': (FORM + 'bug_report.yml', '      label: Versions\n', '', 'textarea without a label'),
     'a question of no kind': (FORM + 'claim.yml', 'type: dropdown', 'type: menu', 'menu is no type'),
-    'an id twice': (FORM + 'claim.yml', 'id: doubt', 'id: claim', "the id 'claim' comes twice"),
-    'a question twice': (FORM + 'bug_report.yml', 'label: What happens?', 'label: What should happen?', 'comes twice'),
-    'an answer that is no text': (FORM + 'feature.yml', "- I don't know", '- no', 'different texts'),
-    'an answer twice': (FORM + 'claim.yml', '- The statistics', '- The mathematics', 'different texts'),
+    'an id twice': (FORM + 'claim.yml', 'id: why', 'id: where', "the id 'where' comes twice"),
+    'a question twice': (FORM + 'bug_report.yml', 'label: What it prints', 'label: Versions', 'comes twice'),
+    'an answer that is no text': (FORM + 'claim.yml', '- Something else', '- no', 'different texts'),
+    'an answer twice': (FORM + 'claim.yml', "- A step doesn't follow", '- Something else', 'different texts'),
     'a line that misses its value': (FORM + 'claim.yml', 'value: |', 'text: |', 'without a value'),
     'an attribute nobody knows': (FORM + 'claim.yml', 'placeholder: ', 'hint: ', 'hint is unknown'),
-    'a contact elsewhere': (FORM + 'config.yml', 'claims.html', 'boasts.html', 'is no page'),
-    'a contact without a sentence': (FORM + 'config.yml', '    about: Notebooks', '    text: Notebooks', 'wants a name'),
+    'a contact elsewhere': (FORM + 'config.yml', 'url: https://', 'url: https://www.', 'is no page'),
+    'a contact without a sentence': (FORM + 'config.yml', '    about: ', '    text: ', 'wants a name'),
 }
 
 
