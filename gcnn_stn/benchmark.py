@@ -203,7 +203,7 @@ def _compare(able, inputs):
         if math.isfinite(c.tolerance) and wanted is not c.run: found[name] = difference((c.answer or c.run)(*inputs), wanted(*inputs))
     return found
 
-# %% ../nbs/15_benchmark.ipynb #a38a0d0c
+# %% ../nbs/15_benchmark.ipynb #7edacb05
 def _machine(device):
     "What computes."
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
@@ -219,10 +219,10 @@ def _version(name):
     return getattr(sys.modules.get(name), '__version__', '')
 
 def _summary(ours, theirs):
-    "Medians, quartiles and our time over theirs."
+    "Median, quartiles, best, and our time over theirs."
     quartiles = statistics.quantiles(theirs, n=4) if len(theirs) > 1 else theirs*3
     ratio, low, high = median_interval([a/b for a, b in zip(ours, theirs)])
-    return dict(rounds=len(theirs), seconds=statistics.median(theirs), seconds_25=quartiles[0], seconds_75=quartiles[2],
+    return dict(rounds=len(theirs), seconds=statistics.median(theirs), seconds_25=quartiles[0], seconds_75=quartiles[2], fastest=min(theirs),
                 ratio=ratio, ratio_low=low, ratio_high=high)
 
 # %% ../nbs/15_benchmark.ipynb #76ecceba
@@ -245,8 +245,8 @@ def measure(
     times = duel(right, fresh, device=device, seconds=seconds, least=least, seed=seed) if right else {}
     return _rows(case, makers, absent | wrong, found, count, times, _about(device, precision))
 
-# %% ../nbs/15_benchmark.ipynb #620403ea
-FIELDS = ('case contender note rounds seconds seconds_25 seconds_75 ratio ratio_low ratio_high difference flops bytes peak_bytes '
+# %% ../nbs/15_benchmark.ipynb #92dc2e20
+FIELDS = ('case contender note rounds seconds seconds_25 seconds_75 fastest ratio ratio_low ratio_high difference flops bytes peak_bytes '
           'device machine precision threads load torch version python date').split()
 
 def _rows(case, names, notes, found, count, times, about):
@@ -539,7 +539,7 @@ def quick()->list:
     return [_name('peak-matmul', size=1024), _name('peak-copy', megabytes=64), *(_name(f'group-{m}', order=4, batch=2) for m in MODES), _name('net-train', batch=4),
             _name('separable-forward', batch=2), _name('rotate', batch=64), _name('bank', order=4, channels=16)]
 
-# %% ../nbs/15_benchmark.ipynb #0ae108a5
+# %% ../nbs/15_benchmark.ipynb #2b993049
 def read_rows(path)->list: # of dicts, as `measure` gives them; empty if there is no file
     "What was measured."
     path = Path(path)
@@ -548,7 +548,7 @@ def read_rows(path)->list: # of dicts, as `measure` gives them; empty if there i
 def write_rows(path, rows):
     "All rows, whole or not at all."
     text = io.StringIO()
-    out = csv.DictWriter(text, FIELDS, lineterminator='\n')
+    out = csv.DictWriter(text, FIELDS, extrasaction='ignore', lineterminator='\n')   # a file of another version may have other columns
     out.writeheader(); out.writerows(rows)
     write_atomically(path, text.getvalue().encode())
 
@@ -637,3 +637,6 @@ def main(argv=None)->int: # exit status: 0, 2 if nothing was asked that makes se
     except ValueError as e: print(f'gcnn_stn_bench: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('interrupted; what was measured is kept', file=sys.stderr); return 130
     return 0
+
+# %% ../nbs/15_benchmark.ipynb #0597b1bd
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())   # not in a notebook

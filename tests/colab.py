@@ -19,17 +19,17 @@ if 'google.colab' in sys.modules:
     %cd /content/{NAME}/nbs'''
 
 
-def lines(text): return text.splitlines(keepends=True)
+def cell(name, kind, text, **more): return dict(cell_type=kind, id=f'colab-{name}', metadata={}, source=text.splitlines(keepends=True), **more)
+def source(cell): return ''.join(cell['source'])
+def ours(cell): return source(cell).startswith((LINK[:LINK.index('http')], INSTALL[:INSTALL.index(',')]))   # of an earlier version, too
 
 
 def with_colab(cells, name):
     "The cells of a notebook, with link and installation after its title, once."
-    source = lambda cell: ''.join(cell['source'])
-    link, old = f'{LINK}{name})', (LINK, '\n'.join(INSTALL.split('\n')[:2]) + '\n# On Colab')
+    link = f'{LINK}{name})'
     if [source(c) for c in cells[1:3]] == [link, INSTALL]: return cells
-    title, *rest = (c for c in cells if not source(c).startswith(old))
-    return [title, dict(cell_type='markdown', metadata={}, source=lines(link)),
-            dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=lines(INSTALL)), *rest]
+    title, *rest = (c for c in cells if not ours(c))
+    return [title, cell('link', 'markdown', link), cell('install', 'code', INSTALL, execution_count=None, outputs=[]), *rest]
 
 
 def colab(folder=ROOT/'nbs'):
