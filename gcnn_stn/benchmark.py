@@ -602,7 +602,7 @@ def _with_peers(names):
     if not any(map(_installed, PEERS)): raise ValueError("--peers must be run where e2cnn or escnn is installed, got neither; see pip install e2cnn")
     return [name for name in names if KINDS[Case.parse(name).kind].peers and name not in (_name('constructor'), *(_name(f'net-{m}', net='published') for m in MODES if m != 'forward'))]
 
-# %% ../nbs/15_benchmark.ipynb #587c382c
+# %% ../nbs/15_benchmark.ipynb #4fe9638f
 def _check(args):
     if args.device not in ('cpu', 'cuda') or args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu, or cuda where there is one, got {args.device!r}")
@@ -612,8 +612,8 @@ def _check(args):
 def _bench(args):
     _check(args)
     cases = _select(args.only, quick() if args.quick else grid())
-    if args.list: print(*cases, sep='\n'); return
     if args.peers: cases = _with_peers(cases)
+    if args.list: print(*cases, sep='\n'); return
     if args.threads: torch.set_num_threads(args.threads)
     parts = [args.device, *([args.precision] if args.precision != 'float32' else []), *(['peers'] if args.peers else [])]
     path = Path(args.out)/f"{'-'.join(parts)}.csv"
