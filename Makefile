@@ -24,7 +24,7 @@ $(READY): settings.ini setup.py pyproject.toml
 NPM := tests/preview/node_modules/.ready
 npm: $(NPM)
 $(NPM): tests/preview/package.json
-	@{ command -v npm && npm install --prefix tests/preview --no-package-lock --no-audit --no-fund --loglevel=error && touch $@; } || echo "no npm, or nothing from it: some checks of the site will be skipped"
+	@{ command -v npm && npm install --prefix tests/preview --no-package-lock --no-audit --no-fund --loglevel=error --fetch-retries=0 --fetch-timeout=30000 && touch $@; } || echo "no npm, or nothing from it: some checks of the site will be skipped"
 
 study: $(READY)  ## the main job: the quick grid on real digits (ARGS='--seeds 3' and the like)
 	$(BIN)/gcnn_stn_study --grid quick --jobs 2 $(ARGS)
