@@ -120,10 +120,10 @@ def group_filters(
     relative:Tensor, # (G, G), g⁻¹h
 )->Tensor:           # (C_out·G, C_in·G, k, k)
     "Every kernel in every pose: turned in space, shuffled along the group."
-    k = math.isqrt(R.shape[-1])
-    shuffled = weight[:, :, relative]                              # (C_out, C_in, g, h, P)
-    bank = torch.einsum('oighp,gpx->ogihx', shuffled, R)           # (C_out, g, C_in, h, k²)
-    return bank.flatten(2, 3).flatten(0, 1).unflatten(-1, (k, k))
+    k, (C_in, G) = math.isqrt(R.shape[-1]), weight.shape[1:3]
+    entry = torch.arange(C_in, device=weight.device)[:, None]*G + relative[:, None]                   # (g, C_in, h), which kernel goes there
+    shuffled = weight.flatten(1, 2).index_select(1, entry.flatten()).unflatten(1, (G, -1))            # (C_out, g, C_in·h, P)
+    return (shuffled @ R).flatten(0, 1).unflatten(-1, (k, k))
 
 # %% ../nbs/03_kernel.ipynb #7c7c9be7
 def weight_std(

@@ -83,6 +83,7 @@ def _apply(self:_GroupConvBase, fn, recurse=True):
 
 @patch
 def extra_repr(self:_GroupConvBase):
+    "The options, as `print` shows them."
     return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, group={self.group}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, basis={self.basis!r}, weights={self.R.shape[1]}")
 
@@ -136,7 +137,8 @@ class GroupConv2d(_GroupConvBase):
         self.register_buffer('relative', relative_pose(group).to(self.weight.device), persistent=False)   # (G, G), g⁻¹h
 
     def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse).relative = relative_pose(self.group).to(self.weight.device)
+        super()._apply(fn, recurse)
+        self.relative = relative_pose(self.group).to(self.weight.device)
         return self
 
     def filters(self)->Tensor: # (C_out·G, C_in/groups·G, k, k)
