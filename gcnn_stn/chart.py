@@ -33,7 +33,7 @@ def _draw_polar(ax, records):
         accuracy = np.array([r['metrics']['by_angle'] for r in records if r['contender'] == name])
         angle = np.linspace(0, 2*np.pi, accuracy.shape[1] + 1)
         ax.plot(angle, [*accuracy.mean(0), accuracy[:, 0].mean()], **look(name) | dict(marker=None), label=CONTENDERS[name]['label'])
-    ax.set(ylim=(0, 1), yticks=(.25, .5, .75, 1), yticklabels=['', '50 %', '', '100 %'], xticks=np.linspace(0, 2*np.pi, 8, endpoint=False), rlabel_position=22)
+    ax.set(ylim=(0, 1), yticks=(.25, .5, .75, 1), yticklabels=['', '50%', '', '100%'], xticks=np.linspace(0, 2*np.pi, 8, endpoint=False), rlabel_position=22)
 
 @drawing('by-angle', "accuracy at 24 angles, along a line and around a circle")
 def by_angle(evidence):

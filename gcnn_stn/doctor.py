@@ -31,7 +31,8 @@ def without_offset(self:Step):
 
 # %% ../nbs/08_doctor.ipynb #5d83e0ea
 @patch
-def only_offset(self:Step): # only what it says about nothing breaks the rule
+def only_offset(self:Step):
+    "Does only what it says about nothing break the rule?"
     z = self.noise()
     return self.breaks([torch.zeros_like(t) for t in z]) and not self.breaks(z, self.without_offset())
 
@@ -43,12 +44,14 @@ def other_size(self:Step, most=4):
 
 # %% ../nbs/08_doctor.ipynb #077b9ecd
 @patch
-def additive(self:Step): # f(a + b) − f(0) = f(a) − f(0) + f(b) − f(0)
+def additive(self:Step):
+    "Is f(a + b) − f(0) = f(a) − f(0) + f(b) − f(0)?"
     f, a, b = self.without_offset(), self.noise(seed=1), self.noise(seed=2)
     return self.compare(f(*[s + t for s, t in zip(a, b)]), f(*a) + f(*b)) < 1e-3
 
 @patch
-def scale_free(self:Step): # f(10 z) − f(0) = f(z) − f(0), and isn't nothing
+def scale_free(self:Step):
+    "Is f(10 z) − f(0) = f(z) − f(0), and not nothing?"
     f, z = self.without_offset(), self.noise()
     return f(*z).abs().max() > 0 and self.compare(f(*[10*t for t in z]), f(*z)) < .1
 
@@ -63,7 +66,9 @@ def stride(self:Step):
 
 # %% ../nbs/08_doctor.ipynb #56d47465
 @patch
-def enlarges(self:Step): return self.point.spatial and bool(self.size()) and self.point.maps.shape[-1] >= 1.5*self.size()[-1]
+def enlarges(self:Step):
+    "Is the answer at least half again as wide as the source?"
+    return self.point.spatial and bool(self.size()) and self.point.maps.shape[-1] >= 1.5*self.size()[-1]
 
 # %% ../nbs/08_doctor.ipynb #d4638be0
 @patch
@@ -81,7 +86,8 @@ def shifts(self:Step):
 
 # %% ../nbs/08_doctor.ipynb #b89cbd14
 @patch
-def pointwise(self:Step): # a pixel of the source reaches that pixel of the answer only
+def pointwise(self:Step):
+    "Does a pixel of the source reach that pixel of the answer only?"
     if not self.point.spatial or self.stride() > 1: return False
     def poke(u):
         u, (H, W) = u.clone(), u.shape[-2:]
@@ -94,14 +100,16 @@ def pointwise(self:Step): # a pixel of the source reaches that pixel of the answ
     return change.max().item() <= 1e-5*hit
 
 @patch
-def rearranges(self:Step): # the answer holds the numbers of its source in other places
+def rearranges(self:Step):
+    "Does the answer hold the numbers of its source in other places?"
     z = self.noise()
     y = self.run(*z)
     return len(z) == 1 and y.numel() == z[0].numel() and relative(y.flatten().sort()[0], z[0].flatten().sort()[0]) < 1e-6
 
 # %% ../nbs/08_doctor.ipynb #3e100cee
 @patch
-def lopsided(self:Step): # exact once the first, or the last, row and column of the answer are left out
+def lopsided(self:Step):
+    "Is it exact once the first, or the last, row and column of the answer are left out?"
     r, G = self.reading, self.group
     if not self.point.spatial or min(self.point.maps.shape[-2:]) < 4 or not self.exact: return False
     def exact(a, b):
@@ -113,7 +121,8 @@ def lopsided(self:Step): # exact once the first, or the last, row and column of 
 
 # %% ../nbs/08_doctor.ipynb #70b16435
 @patch
-def edge_only(self:Step, margin=8): # exact far from the border
+def edge_only(self:Step, margin=8):
+    "Is it exact far from the border, `margin` pixels and more?"
     if not self.point.spatial or not self.size() or not self.exact: return False
     z = self.noise(2*margin)
     grown = self.reading.unpack(self.run(*z)).shape[-1] - self.point.maps.shape[-1]
@@ -121,11 +130,13 @@ def edge_only(self:Step, margin=8): # exact far from the border
 
 # %% ../nbs/08_doctor.ipynb #17e73a68
 @patch
-def posed(self:Step): # which sources have poses
+def posed(self:Step):
+    "Which sources have poses."
     return [i for i, p in enumerate(self.sources) if p.maps.ndim in (3, 5) and p.reading.frequency is None]
 
 @patch
-def without_places(self:Step): # every map a constant
+def without_places(self:Step):
+    "Sources of which every map is a constant."
     return self._on_places(self.noise(), lambda u: u[..., :1, :1].expand(u.shape).clone())
 
 @patch
@@ -141,7 +152,8 @@ def prefers_poses(self:Step):
 
 # %% ../nbs/08_doctor.ipynb #0f12c872
 @patch
-def without_poses(self:Step): # all poses alike
+def without_poses(self:Step):
+    "Sources with all poses alike."
     alike = lambda u: u[:, :, :1].expand(u.shape).clone() if u.ndim in (3, 5) else u
     return [p.reading.pack(alike(p.reading.unpack(t))) for p, t in zip(self.sources, self.noise())]
 
@@ -159,7 +171,8 @@ def influence(self:Step):
 
 # %% ../nbs/08_doctor.ipynb #2bff4fcf
 @patch
-def backwards(self:Step): # for sources alike in all poses, exact if the answer's poses are counted the other way round
+def backwards(self:Step):
+    "For sources alike in all poses: is it exact if the answer's poses are counted the other way round?"
     G, r = self.group, self.reading
     def out(g, y):
         u = r.unpack(y)[:, :, G.table[:, g]]
@@ -167,7 +180,8 @@ def backwards(self:Step): # for sources alike in all poses, exact if the answer'
     return self.point.maps.ndim == 5 and not self.breaks(self.without_poses(), out=out)
 
 @patch
-def shelved(self:Step): # exact if the answer's poses and channels are taken out in the other order
+def shelved(self:Step):
+    "Is it exact if the answer's poses and channels are taken out in the other order?"
     r, G = self.reading, self.group
     if self.point.maps.ndim != 5: return False
     def moved(unpack, pack): return lambda g, y: r.pack(pack(move_maps(G, g, unpack(r.unpack(y)))))
@@ -177,7 +191,8 @@ def shelved(self:Step): # exact if the answer's poses and channels are taken out
 
 # %% ../nbs/08_doctor.ipynb #c0b8ba8c
 @patch
-def right_sided(self:Step): # for sources without places, commutes with poses multiplied from the right
+def right_sided(self:Step):
+    "For sources without places: does it commute with poses multiplied from the right?"
     z, G = self.without_places(), self.group
     def times(p, t, g):
         u = p.reading.unpack(t)

@@ -97,6 +97,7 @@ def drawing(
     def wrap(f):
         def draw(evidence):
             with style(): return f(evidence)
+        f.__doc__ = f.__doc__ or f"{about[0].upper()}{about[1:]}."
         DRAWINGS[name] = Drawing(name, about, draw)
         return functools.wraps(f)(draw)
     return wrap
@@ -138,7 +139,9 @@ def turned(
     "Test digits, turned; in [0, 1] (N, 1, 28, 28)."
     return rotate(unit_range(load_data().upright[0][index]), torch.as_tensor(degrees, dtype=torch.float32))
 
-def full_turn(n:int)->torch.Tensor: return torch.arange(n)*360/n   # n equal steps, in degrees
+def full_turn(n:int)->torch.Tensor: # (n,), in degrees
+    "A full turn in `n` equal steps."
+    return torch.arange(n)*360/n
 
 @torch.no_grad()
 def embed(evidence:Evidence, run:Run, x:torch.Tensor)->torch.Tensor: # in [0, 1] (N, 1, 28, 28) → (N, F)

@@ -201,7 +201,9 @@ def confusion(model, x, y, **kwargs)->np.ndarray: # (classes, classes), rows tru
     logits = predict(model, x, **kwargs).cpu()
     return confusion_matrix(logits.argmax(dim=1), y, logits.shape[1])
 
-def accuracy(c)->float: return float(c.trace()/c.sum())
+def accuracy(c)->float: # in [0, 1]
+    "The accuracy in a confusion matrix `c`, an array (classes, classes)."
+    return float(c.trace()/c.sum())
 
 # %% ../nbs/10_study.ipynb #815bb42d
 def measure(
@@ -314,7 +316,9 @@ class _Embed(torch.nn.Module):
     def __init__(self, model): super().__init__(); self.model = model
     def forward(self, x): return self.model.embed(x)
 
-def embeddings_path(out, id:str)->Path: return Path(out)/'embeddings'/f'{id}.safetensors'
+def embeddings_path(out, id:str)->Path:
+    "Where the embeddings of a run lie."
+    return Path(out)/'embeddings'/f'{id}.safetensors'
 
 # %% ../nbs/10_study.ipynb #47c7c8d4
 def write_embeddings(run:Run, out, device=None):

@@ -22,7 +22,7 @@ FEW = 6   # runs; with fewer the interval is Student's
 def estimate(
     values,  # one number for each seed (n,)
 )->dict:     # n; mean, low, high; p of the exact sign-flip test of a mean of 0; nan: can't be told
-    "A mean over seeds with its 95 % interval."
+    "A mean over seeds with its 95% interval."
     x = np.asarray(values, dtype=float)
     known = dict(n=len(x), mean=x.mean() if len(x) else math.nan, low=math.nan, high=math.nan, p=math.nan)
     if len(x) < 2 or np.ptp(x) <= 1e-9*np.abs(x).max(): return known

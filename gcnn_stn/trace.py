@@ -68,6 +68,7 @@ class Trace:
 # %% ../nbs/07b_trace.ipynb #8a3e63eb
 @patch
 def enter(self:Trace, name, module, tree):
+    "Called with what a module is given; what it is to be given instead."
     if self.frames: self.frames[-1]['part'] = False
     tree = map_tensors(tree, lambda t: self.see(t))
     self.frames.append(dict(name=name, module=module, part=True, tree=tree))
@@ -75,6 +76,7 @@ def enter(self:Trace, name, module, tree):
 
 @patch
 def leave(self:Trace, name, module, out):
+    "Called with what a module answers; what goes on instead."
     places = []
     out = map_tensors(out, lambda t: places.append(t) or self.see(t, len(places) - 1))
     frame = self.frames.pop()
@@ -93,6 +95,7 @@ def see(self:Trace, t, place=None):
 
 @patch
 def add(self:Trace, t, place):
+    "A new point for the tensor `t`: its index, and the twin that goes on."
     grads = torch.autograd.grad(t.sum(), [p.value for p in self.points], allow_unused=True, retain_graph=True) if self.points else ()
     value, frame, i = t.detach().clone().requires_grad_(), self.frames[-1] if self.frames else None, len(self.points)
     p = Point(frame['name'] or '(model)' if frame else 'input', value, tuple(k for k, g in enumerate(grads) if g is not None),
@@ -127,7 +130,9 @@ def alone(self:Trace, frame, sources, place=0):
 
 # %% ../nbs/07b_trace.ipynb #772afe9a
 @patch
-def value(self:Trace, i, given): return given.get(i, self.points[i].value).detach().clone()
+def value(self:Trace, i, given):
+    "What is put in the place of point `i`: a copy of what is `given` for it, or else of what was recorded."
+    return given.get(i, self.points[i].value).detach().clone()
 
 # %% ../nbs/07b_trace.ipynb #bf2471f7
 class _Reached(Exception): pass
@@ -199,10 +204,14 @@ class Reading:
         return self.pack(move_maps(group, g, u) if self.frequency is None else _move_vectors(group, g, u, self.frequency))
 
 @patch(as_prop=True)
-def maps(self:Point)->Tensor: return self.reading.unpack(self.value)
+def maps(self:Point)->Tensor: # (B, C, H, W) or (B, C, G, H, W); without places (B, C) or (B, C, G)
+    "Its tensor, unpacked by its reading."
+    return self.reading.unpack(self.value)
 
 @patch(as_prop=True)
-def spatial(self:Point)->bool: return self.maps.ndim > 3    # does it have places?
+def spatial(self:Point)->bool:
+    "Does it have places?"
+    return self.maps.ndim > 3
 
 # %% ../nbs/07b_trace.ipynb #4add7d81
 def border_mean(u):
