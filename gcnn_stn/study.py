@@ -493,14 +493,14 @@ def plot_by_angle(records:list, axs=None): # → an axis for each regime
     import seaborn as sns
     long, regimes = _by_angle(records), list(dict.fromkeys(r['regime'] for r in records))
     with style():
-        if axs is None: axs = plt.subplots(1, len(regimes), figsize=(8, 3.6), squeeze=False)[1][0]
+        if axs is None: axs = plt.subplots(len(regimes), 1, figsize=(6.4, 2.9*len(regimes) + .5), squeeze=False)[1][:, 0]
     for regime, ax in zip(regimes, axs):
         for name, d in long[long.regime == regime].groupby('contender', sort=False):
             sns.lineplot(d, x='angle', y='accuracy', ax=ax, errorbar='sd', **look(name) | dict(marker=None), label=d.label.iloc[0])
         lowest = math.floor(20*long[long.regime == regime].accuracy.min() - .2)/20
         ax.set(title=f'trained {regime}', xlabel='angle (degrees)', ylabel='accuracy', xticks=range(0, 361, 90), ylim=(lowest if lowest > .5 else 0, 1.005))
         ax.grid(alpha=.3); ax.get_legend() and ax.get_legend().remove()
-    axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=8)
+    axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=3)
     return axs
 
 # %% ../nbs/10_study.ipynb #a1684cda
