@@ -244,7 +244,7 @@ def plot_transformed(
     rows = [('turned digits', x, degrees, '{:.0f}°')]
     for heading, run in pair(evidence, name).items():
         out, turns = transformed(evidence, run, x)
-        rows.append((f'{heading}; poses left {left_over(degrees + turns, symmetry):.0f}° apart', out, turns, '{:+.0f}°'))
+        rows.append((f'{heading}; poses {left_over(degrees + turns, symmetry):.0f}° from their mean', out, turns, '{:+.0f}°'))
     for part, row in zip(fig.subfigures(3), rows): _draw_row(part, *row)
     return fig
 

@@ -10,7 +10,7 @@ import argparse, sys
 from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
-from . import chart, table, turning   # their drawings join the list
+from . import turning, chart, table   # their drawings join the list
 from .figure import DRAWINGS, Evidence, command, notes
 from .study import markdown
 from .style import save_figure
