@@ -13,7 +13,7 @@ TOLERANCE = .01   # mean difference of a picture's grey values, white being 1: f
 
 
 def source(cell): return ''.join(cell['source'])
-def timed(cell): return any(word in source(cell) for word in ('seconds', 'times[', 'took'))   # what measures time differs each time
+def timed(cell): return any(word in source(cell) for word in ('seconds', 'times[', 'took', 'time_ratio'))   # what measures time differs each time
 
 
 def kept(cell):
