@@ -4,6 +4,7 @@ import base64, io, json, os, sys
 import matplotlib.image as mpimg
 import nbformat, numpy as np, pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from book import ROOT
 
@@ -81,7 +82,8 @@ if __name__ == '__main__':
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     found = {}
     for name in sys.argv[1:] or sorted(p.stem for p in NBS.glob('*.ipynb')):
-        found[name] = stale(name)
-        print(f"{name}: {'as kept' if not found[name] else f'{len(found[name])} cells differ'}", flush=True)
+        try: found[name], verdict = stale(name), '{} cells differ'
+        except CellExecutionError as e: found[name], verdict = [str(e)], 'it fails'   # the others are still to be looked at
+        print(f"{name}: {verdict.format(len(found[name])) if found[name] else 'as kept'}", flush=True)
         for text in found[name]: print('    ' + text.strip().replace('\n', '\n    '))
     sys.exit(any(found.values()))
