@@ -38,7 +38,7 @@ def _draw_polar(ax, records):
 @drawing('by-angle', "accuracy at 24 angles, along a line and around a circle")
 def by_angle(evidence):
     import matplotlib.pyplot as plt
-    fig, records = plt.figure(figsize=(8, 7)), matched(evidence)
+    fig, records = plt.figure(figsize=(6.4, 6.4)), matched(evidence)
     plot_by_angle(records, [fig.add_subplot(2, 2, i) for i in (1, 2)])
     for i, regime in enumerate(dict.fromkeys(r['regime'] for r in records), 3):
         _draw_polar(fig.add_subplot(2, 2, i, projection='polar'), [r for r in records if r['regime'] == regime])
@@ -109,14 +109,14 @@ def _draw_pareto(ax, d, cost):
 def pareto(evidence):
     import matplotlib.pyplot as plt
     table = costs(evidence)
-    fig, axs = plt.subplots(2, 3, figsize=(8, 5.6), sharex='col', sharey='row')
-    for row, regime in zip(axs, ('upright', 'rotated')):
-        for ax, cost in zip(row, COSTS): _draw_pareto(ax, table[table.regime == regime], cost)
-        row[0].set_ylabel(f'trained {regime}\nerror on rotated digits (%)')
-    for ax, text in zip(axs[1], COSTS.values()): ax.set_xlabel(text)
-    axs[0, 0].set_yticks([2, 5, 10, 20, 50]); axs[1, 0].set_yticks([1, 2, 3, 5, 10])
-    for ax, ticks in zip(axs[0], ((1e4, 1e5, 1e6), (3, 10, 30, 100), (50, 100, 200, 400))): ax.set_xticks(ticks)
-    fig.legend(*_markers(table.contender.unique()), loc='outside lower center', ncols=4)
+    fig, axs = plt.subplots(3, 2, figsize=(6.4, 8), sharex='row', sharey='col')
+    for column, regime, ticks in zip(axs.T, ('upright', 'rotated'), ((2, 5, 10, 20, 50), (1, 2, 3, 5, 10))):
+        for ax, cost in zip(column, COSTS): _draw_pareto(ax, table[table.regime == regime], cost)
+        column[0].set(title=f'trained {regime}', yticks=ticks)
+    for row, text, ticks in zip(axs, COSTS.values(), ((1e4, 1e5, 1e6), (3, 10, 30, 100), (50, 100, 200, 400))):
+        for ax in row: ax.set(xlabel=text, xticks=ticks); ax.tick_params(labelleft=True)
+        row[0].set_ylabel('error on rotated digits (%)')
+    fig.legend(*_markers(table.contender.unique()), loc='outside lower center', ncols=3)
     return fig
 
 def _markers(names):
