@@ -41,12 +41,12 @@ class Contender:
     "One way to do the work of a case."
     run:Callable            # inputs → tensor or tuple of tensors; what is timed
     reference:Callable=None # inputs → what it must give; None: what the first contender gives
-    tolerance:float=1e-4    # of the relative difference; `math.inf`: computes something else, on purpose
-    answer:Callable=None    # inputs → what is compared; None: what `run` gives
+    tolerance:float=1e-4    # of the relative difference; math.inf: computes something else, on purpose
+    answer:Callable=None    # inputs → what is compared; None: what run gives
 
 def difference(
     got, wanted, # tensors, or tuples of them
-)->float:        # `math.inf` if shapes differ or something isn't a number
+)->float:        # math.inf if shapes differ or something isn't a number
     "Relative difference of two answers, in the tensor where it is largest."
     def tensors(answer): return [t.detach().double() for t in (answer if isinstance(answer, tuple) else (answer,))]
     def one(a, b): return ((a - b).norm()/b.norm()).item() if a.shape == b.shape else math.inf
@@ -81,7 +81,7 @@ def checked(inputs:tuple)->tuple:
 def duel(
     contenders:dict, # name → Contender
     fresh:Callable,  # torch.Generator → inputs, a tuple
-    *, device=torch.device('cpu'), seconds:float=5., # to be spent, if `least` rounds take no longer
+    *, device=torch.device('cpu'), seconds:float=5., # to be spent, if least rounds take no longer
     least:int=6, most:int=500, # rounds
     seed:int=0,
 )->dict:             # name → seconds per call, one for each round
@@ -96,7 +96,7 @@ def duel(
     return times
 
 # %% ../nbs/15_benchmark.ipynb #d46c7d3c
-def median_interval(values)->tuple: # median, and the ends of a 95 % interval; infinite with fewer than six
+def median_interval(values)->tuple: # median, and the ends of a 95% interval; infinite with fewer than six
     "The median, and where it might be: no assumption but that rounds are independent."
     ends = quantile_test(values, p=.5).confidence_interval(.95)
     low, high = (end if end == end else sign*math.inf for end, sign in zip(ends, (-1, 1)))
@@ -132,7 +132,7 @@ def counts(run, inputs, device)->dict:
 @dataclass(frozen=True)
 class Kind:
     "A kind of work."
-    make:Callable       # settings with `device` → fresh inputs, and name → function that makes a Contender
+    make:Callable       # settings with device → fresh inputs, and name → function that makes a Contender
     about:str
     defaults:dict
     counted:bool=True   # arithmetic, traffic and memory
@@ -229,7 +229,7 @@ def _summary(ours, theirs):
 def measure(
     case:Case, device:str='cpu',   # or 'cuda'
     *, precision:str='float32',    # of products, or 'bfloat16'
-    seconds:float=5., least:int=6, # as for `duel`
+    seconds:float=5., least:int=6, # as for duel
     seed:int=0,
 )->list:                           # of dicts, one for each contender
     "Race the contenders of a case whose answers are right."
@@ -271,7 +271,7 @@ class Dense(nn.Module):
 # %% ../nbs/15_benchmark.ipynb #d7d1a326
 class Resampled(nn.Module):
     "The published way: all kernels turned by `grid_sample` at each forward pass."
-    def __init__(self, layer): # one of ours with `basis='bilinear'`, whose weights are pixels
+    def __init__(self, layer): # one of ours with basis='bilinear', whose weights are pixels
         super().__init__()
         self.weight = nn.Parameter(layer.weight.detach().unflatten(-1, (layer.kernel_size,)*2).clone())
         self.group, self.padding, self.relative = layer.group, layer.padding, getattr(layer, 'relative', None)
@@ -540,7 +540,7 @@ def quick()->list:
             _name('separable-forward', batch=2), _name('rotate', batch=64), _name('bank', order=4, channels=16)]
 
 # %% ../nbs/15_benchmark.ipynb #2b993049
-def read_rows(path)->list: # of dicts, as `measure` gives them; empty if there is no file
+def read_rows(path)->list: # of dicts, as measure gives them; empty if there is no file
     "What was measured."
     path = Path(path)
     return [*csv.DictReader(io.StringIO(path.read_text()))] if path.exists() else []
@@ -555,7 +555,7 @@ def write_rows(path, rows):
 def run_cases(
     cases, path,       # names; CSV file
     again=False,       # measure what is there, too
-    progress=True, **kwargs, # device, precision, seconds, least, seed as for `measure`
+    progress=True, **kwargs, # device, precision, seconds, least, seed as for measure
 )->int:                # how many were measured
     "Measure what isn't in the file yet, and write each case as it is done."
     there = {row['case'] for row in read_rows(path)}

@@ -48,7 +48,7 @@ def _read(
 # %% ../nbs/00_data.ipynb #edda87e2
 def _nearby()->list:
     "The folders `data` above the package and above the working directory."
-    package = Path(globals().get('__file__', '.')).resolve()   # a notebook has no `__file__`
+    package = Path(globals().get('__file__', '.')).resolve()   # a notebook has no __file__
     return [p/'data' for start in (package, Path.cwd()) for p in (start, *start.parents)]
 
 def _cache()->Path:
@@ -103,7 +103,7 @@ def _fetch(names, raw, download):
 # %% ../nbs/00_data.ipynb #d1d56c34
 def mnist(
     train:bool=True,     # the 60,000 for training, or the 10,000 for the test
-    root=None,           # folder that holds `MNIST/raw/*.gz`; None searches
+    root=None,           # folder that holds MNIST/raw/*.gz; None searches
     download:bool=True,  # fetch the files if they are nowhere?
 )->tuple:                # images uint8 (N, 1, 28, 28), labels int64 (N,)
     "MNIST's images and labels."
@@ -129,7 +129,7 @@ def show_images(
     titles=None,     # one for each
     axs=None,        # axes to draw on; None makes a new figure
     size:float=.8,   # width of a picture in inches
-    **kwargs,        # for `imshow`
+    **kwargs,        # for imshow
 )->np.ndarray:       # the axes
     "Show images in a grid, all on one scale of grey."
     if x.ndim == 3: x = x[:, None]   # (N, 1, H, W)
@@ -171,7 +171,7 @@ def _check_rotate(x, degrees):
 def rotate(
     x:Tensor,        # images (B, C, H, W), floating or uint8
     degrees:Tensor,  # counter-clockwise angles (B,)
-)->Tensor:           # turned images (B, C, H, W), dtype and device as `x`
+)->Tensor:           # turned images (B, C, H, W), dtype and device as x
     "Turn each image about its centre: bilinear, filled with 0, as torchvision's `RandomRotation` does."
     degrees = torch.as_tensor(degrees, device=x.device)
     _check_rotate(x, degrees)
@@ -185,7 +185,7 @@ def rotate(
 # %% ../nbs/00_data.ipynb #1fe4d7de
 def random_angles(
     n:int,           # how many
-    generator=None,  # `torch.Generator`; None takes torch's global one
+    generator=None,  # torch.Generator; None takes torch's global one
     device=None,     # of the result; None: the generator's
 )->Tensor:           # degrees in [0, 360), float32 (n,)
     "Angles drawn uniformly from the full circle."
@@ -197,7 +197,7 @@ def random_angles(
 def rotate_once(
     x:Tensor,    # images (N, C, H, W)
     seed:int=0,
-)->tuple:        # turned images as `x`, degrees (N,)
+)->tuple:        # turned images as x, degrees (N,)
     "Turn each image by an angle that depends on `seed` alone."
     degrees = random_angles(len(x), torch.Generator().manual_seed(seed), x.device)
     parts = zip(x.split(1000), degrees.split(1000))   # a bounded amount of memory

@@ -192,7 +192,7 @@ def _read_part(dataset, name, size):
 
 # %% ../nbs/00b_dataset.ipynb #c09ed54e
 def from_torchvision(
-    name:str,            # of the class, one of `TORCHVISION`
+    name:str,            # of the class, one of TORCHVISION
     root=None,           # folder of the files; None: GCNN_STN_DATA, or else the user's cache
     download:bool=True,  # fetch what is missing?
     size=None,           # height and width to scale to, or one number for both
@@ -219,7 +219,7 @@ def draw_rot(
 # %% ../nbs/00b_dataset.ipynb #0d5447ec
 def mnist_rot(
     seed:int=0,          # of the choice and of the angles
-    root=None,           # folder of MNIST, as for `mnist`
+    root=None,           # folder of MNIST, as for mnist
     download:bool=True,  # fetch MNIST if it is nowhere?
 )->ImageData:
     "MNIST-rot, generated anew from MNIST: each digit turned once."
@@ -317,7 +317,7 @@ def load_dataset(
     root=None,           # folder of the files; None: GCNN_STN_DATA, or else searched for or in the user's cache
     download:bool=True,  # fetch what is missing?
     size=None,           # height and width to scale to, or one number for both
-    **options,           # of the set: `seed` for 'mnist-rot', arguments of torchvision's class for the others
+    **options,           # of the set: seed for 'mnist-rot', arguments of torchvision's class for the others
 )->ImageData:
     "Labelled images by name, for training and for the test."
     if name not in (*OWN, *TORCHVISION):

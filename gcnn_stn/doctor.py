@@ -207,7 +207,7 @@ def right_sided(self:Step):
 class Finding:
     "Which layer, which cause, and the evidence."
     layer:str
-    cause:str      # a key of `REMEDIES`
+    cause:str      # a key of REMEDIES
     evidence:str
     def __str__(self): return f'{self.layer}: {self.cause} ({self.evidence}). {REMEDIES[self.cause]}'
 
@@ -325,7 +325,7 @@ def _judge(t):
 class Diagnosis:
     "Which layers of a model break equivariance, and why."
     group:FiniteGroup
-    findings:list    # of `Finding`: the guilty, in order
+    findings:list    # of Finding: the guilty, in order
     layers:list      # name of each step, in order
     reads:list       # how its answer is read
     own:Tensor       # own error of each step at each element (layers, G)

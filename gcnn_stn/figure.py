@@ -189,7 +189,7 @@ def _draw_map(ax, points, y):
     ax.set(xlabel='t-SNE coordinate 1', ylabel='t-SNE coordinate 2', xticks=[], yticks=[])
     ax.spines[:].set_visible(True)
 
-def plot_tsne(evidence:Evidence, name:str): # a figure of `PICTURED`
+def plot_tsne(evidence:Evidence, name:str): # a figure of PICTURED
     "Maps of two embeddings."
     fig, axs = plt.subplots(1, 2, figsize=(6.8, 3.8))
     for ax, (heading, run) in zip(axs, pair(evidence, name).items()):
@@ -234,7 +234,7 @@ def transformed(
 
 # %% ../nbs/11_figure.ipynb #21712f80
 def plot_transformed(
-    evidence:Evidence, name:str, # a figure of `PICTURED`
+    evidence:Evidence, name:str, # a figure of PICTURED
     index, degrees,              # which test digits, and how they are turned (N,)
     symmetry:int=1,
 ):

@@ -19,7 +19,7 @@ from .separable import DepthwiseGroupConv2d, GroupPointwise, SeparableGroupConv2
 def plain_conv2d(
     filters:Tensor,          # (C_out, C_in/groups, k, k)
     bias:Tensor|None=None,   # (C_out,)
-    stride:int=1, padding:int=0, dilation:int=1, groups:int=1, # as in `nn.Conv2d`
+    stride:int=1, padding:int=0, dilation:int=1, groups:int=1, # as in nn.Conv2d
 )->nn.Conv2d:                # with copies of the filters and the bias
     "An `nn.Conv2d` with given filters."
     c_out, c_in, *size = filters.shape
@@ -92,7 +92,7 @@ def _hooked(layer): return bool(layer._forward_hooks or layer._forward_pre_hooks
 def fold_norm(
     conv:nn.Conv2d,  # C·G filters
     norm:nn.Module,  # batch norm of C channels, with running statistics
-)->nn.Conv2d:        # `conv`, then `norm`
+)->nn.Conv2d:        # conv, then norm
     "Fold a batch norm into the convolution before it."
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None: scale = scale*norm.weight
@@ -154,8 +154,8 @@ def _fold(module, folded, path, norms):
 @torch.no_grad()
 def fold(
     model:nn.Module, # any module that contains layers of this package; it isn't changed
-    norms:bool=True, # batch norms too; False if the items of an `nn.Sequential` are also used one by one
-)->nn.Module:        # the same function as `model.eval()`, in plain PyTorch, frozen; same device and dtype
+    norms:bool=True, # batch norms too; False if the items of an nn.Sequential are also used one by one
+)->nn.Module:        # the same function as model.eval(), in plain PyTorch, frozen; same device and dtype
     "A copy for inference: filters written out, batch norms folded into the convolutions before them."
     if not isinstance(model, nn.Module): raise ValueError(f"model must be an nn.Module, got {model!r}; call fold on the network itself")
     return _fold(copy.deepcopy(_unwrapped(model)).eval(), {}, '', norms).eval().requires_grad_(False)

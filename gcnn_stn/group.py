@@ -120,7 +120,7 @@ class DihedralGroup(FiniteGroup):
 @on_cpu
 def subgroup(self:FiniteGroup,
     elements:Iterable, # of this group, each once
-)->FiniteGroup:        # its element i is `elements[i]`
+)->FiniteGroup:        # its element i is elements[i]
     "The subgroup that these elements form; unless they do, a `ValueError` names a product that leads out of it."
     elements = _distinct(self, elements)
     place = {g: i for i, g in enumerate(elements)}

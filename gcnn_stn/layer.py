@@ -105,7 +105,7 @@ class LiftingConv2d(_GroupConvBase):
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
         group:FiniteGroup, # the poses
-        *, stride:int=1, padding:int=0, dilation:int=1, groups:int=1, bias:bool=True, # as in `nn.Conv2d`
+        *, stride:int=1, padding:int=0, dilation:int=1, groups:int=1, bias:bool=True, # as in nn.Conv2d
         basis:str|None=None, # 'pixel', 'harmonic', 'wide', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
         device=None, dtype=None,
     ):
@@ -128,7 +128,7 @@ class GroupConv2d(_GroupConvBase):
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
         group:FiniteGroup, # the poses, of input and output
-        *, stride:int=1, padding:int=0, dilation:int=1, groups:int=1, bias:bool=True, # as in `nn.Conv2d`
+        *, stride:int=1, padding:int=0, dilation:int=1, groups:int=1, bias:bool=True, # as in nn.Conv2d
         basis:str|None=None, # 'pixel', 'harmonic', 'wide', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
         device=None, dtype=None,
     ):
@@ -157,7 +157,7 @@ def _check_feature(x, channels='C'):
 # %% ../nbs/04_layer.ipynb #bd695d69
 class GroupBatchNorm(nn.BatchNorm3d):
     "Batch norm with statistics over batch, poses and positions, one scale and shift per channel (Ioffe & Szegedy 2015)."
-    def __init__(self, num_features:int, *args, **kwargs): # then as in `nn.BatchNorm3d`
+    def __init__(self, num_features:int, *args, **kwargs): # then as in nn.BatchNorm3d
         _check_whole(num_features=num_features)
         super().__init__(num_features, *args, **kwargs)
 
@@ -199,7 +199,7 @@ class GroupDropout(nn.Dropout3d):
 # %% ../nbs/04_layer.ipynb #476aa2f8
 class _PerPose:
     "Fold the poses into the channels, pool, unfold."
-    def __init__(self, kernel_size:int, stride:int|None=None, padding:int=0): # as in `nn.MaxPool2d`; stride None: kernel_size
+    def __init__(self, kernel_size:int, stride:int|None=None, padding:int=0): # as in nn.MaxPool2d; stride None: kernel_size
         _check_whole(kernel_size=kernel_size, stride=kernel_size if stride is None else stride)
         _check_whole(0, padding=padding)
         super().__init__(kernel_size, stride, padding)
@@ -308,7 +308,7 @@ def _check_transforms(module, x, y, backend):
 def check_module(
     module:nn.Module,
     x:Tensor,                   # a float32 input, at least 4 samples
-    backend:str|None='aot_eager', # of `torch.compile`; 'inductor' wants a C++ compiler
+    backend:str|None='aot_eager', # of torch.compile; 'inductor' wants a C++ compiler
 ):
     "Raise an `AssertionError` unless `module` survives what PyTorch does to modules."
     module = copy.deepcopy(module).eval()

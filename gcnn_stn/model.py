@@ -148,7 +148,7 @@ class GCNN(Classifier):
         group:FiniteGroup=CyclicGroup(8),
         channels:tuple=(8, 16, 32), kernel_sizes:tuple=(7, 5, 5), # one of each per block
         *, in_channels:int=1, classes:int=10,
-        basis:str|None=None,                # of the kernels, see `basis_operator`
+        basis:str|None=None,                # of the kernels, see basis_operator
         separable:bool=False,               # group convolutions that first mix channels and poses, then places
         space:str='max', pose:str='max',    # read-out: over positions, then over poses
     ):

@@ -50,7 +50,7 @@ for (const page of document.querySelectorAll('.flip:not([data-live])')) {
 def bound(
     tag:str, frame:dict,
     attributes:str='', # fixed ones, as HTML
-    **binds,           # attribute → name in the frame; `text` is the element's text, `_` stands for a dash
+    **binds,           # attribute → name in the frame; text is the element's text, _ stands for a dash
 )->str:                # HTML
     "An element that follows the frame, filled in from this one."
     binds = {k.replace('_', '-'): v for k, v in binds.items()}
@@ -116,7 +116,7 @@ def flip_book(
 def png(
     tiles:Tensor,   # in [0, 1] (rows, columns, h, w)
     levels:int=256, # of grey
-)->str:             # a PNG file as a `data:` address
+)->str:             # a PNG file as a data: address
     "Tiles on one sheet."
     grey = (tiles.clamp(0, 1)*(levels - 1)).round()*(255/(levels - 1))
     sheet = grey.round().byte().permute(0, 2, 1, 3).flatten(2).flatten(0, 1)                # (rows·h, columns·w)
@@ -129,7 +129,7 @@ def png(
 # %% ../nbs/14_play.ipynb #9a2f1f4b
 def sprite(
     selector:str, tiles:Tensor, levels:int=16,
-    column:str='0', row:str='0', # which tile, as CSS: `var(--i)`
+    column:str='0', row:str='0', # which tile, as CSS: var(--i)
 )->str:                          # CSS
     "A window on a sheet."
     rows, columns = tiles.shape[:2]
@@ -141,7 +141,7 @@ NETS = {'g': ('gcnn-c8', 'upright'), 'u': ('stcnn', 'upright'), 'r': ('stcnn', '
 
 @torch.no_grad()
 def observe(
-    net,      # a `GCNN` or an `STCNN`
+    net,      # a GCNN or an STCNN
     x:Tensor, # one digit at all angles, uint8 (A, 1, 28, 28)
 )->dict:      # of tensors, one entry for each angle
     "What a network makes of a digit: probabilities, embedding, feature maps or what the transformer hands on."
@@ -189,7 +189,7 @@ def _dial_frame(digit, row, i, angle, seen, channel, titles):
 # %% ../nbs/14_play.ipynb #d3a75a5a
 @torch.no_grad()
 def clearest_channel(
-    net,     # a `GCNN`
+    net,     # a GCNN
     upright, # digits, uint8 (N, 1, 28, 28)
     turned,  # the same, turned by the group's first element
 )->int:

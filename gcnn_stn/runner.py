@@ -25,13 +25,19 @@ from .train import check_writable, write_atomically
 @dataclass(frozen=True)
 class Result:
     "What a finished run leaves."
-    record:dict       # has the run's `id`; JSON
+    record:dict       # has the run's id; JSON
     epochs:list=()    # a dict for each epoch
     weights:bytes=b'' # a safetensors file; none if empty
 
-def record_path(out, id:str)->Path: return Path(out)/'runs'/f'{id}.json'
-def weights_path(out, id:str)->Path: return Path(out)/'weights'/f'{id}.safetensors'
-def failure_path(out, id:str)->Path: return Path(out)/'failed'/f'{id}.json'
+def record_path(out, id:str)->Path:
+    "Where the record of a run lies."
+    return Path(out)/'runs'/f'{id}.json'
+def weights_path(out, id:str)->Path:
+    "Where its weights lie."
+    return Path(out)/'weights'/f'{id}.safetensors'
+def failure_path(out, id:str)->Path:
+    "Where the reason lies why it failed."
+    return Path(out)/'failed'/f'{id}.json'
 
 def write_result(out, result:Result):
     "Weights, epochs and, last, the record: each whole or not at all."
@@ -62,7 +68,8 @@ class Failure:
         memory = '; was it out of memory?' if silent else ''
         return cls(f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0] + memory, traceback.format_exc())
 
-def write_failure(out, id, failure):
+def write_failure(out, id, failure:Failure):
+    "Keep the reason why a run failed, as JSON at `failure_path`."
     write_atomically(failure_path(out, id), json.dumps(dict(id=id, reason=failure.reason, details=failure.details), indent=1).encode())
 
 # %% ../nbs/09d_runner.ipynb #6c2ae720
@@ -85,9 +92,9 @@ def claims(out):
 # %% ../nbs/09d_runner.ipynb #3d0a7258
 def inline(
     units,  # iterator of tuples of runs
-    work,   # function: unit, report → list of `Result`
+    work,   # function: unit, report → list of Result
     report, # function: unit, steps done, steps in all
-):          # yields unit and its list of `Result`, or a `Failure`
+):          # yields unit and its list of Result, or a Failure
     "Work in this process, one unit after the other."
     for unit in units:
         try: results = work(unit, partial(report, unit))
@@ -180,7 +187,7 @@ def _start(context, work, unit, threads):
 # %% ../nbs/09d_runner.ipynb #68858f27
 def on_ray(
     cpus:int=1, gpus:float=0, # for each unit
-    address:str=None,           # of the cluster; None: `RAY_ADDRESS`, one on this machine, or a new one
+    address:str=None,           # of the cluster; None: RAY_ADDRESS, one on this machine, or a new one
 ):                              # an engine
     "Work on a Ray cluster."
     try: import ray
@@ -290,13 +297,13 @@ def _parts(unit, apart): return [(run,) for run in unit] if any(run.id in apart 
 
 # %% ../nbs/09d_runner.ipynb #0913ccfa
 def run_missing(
-    units:list,      # tuples of runs, each with an `id`, that are done together
-    work,            # function: unit, report → list of `Result`
+    units:list,      # tuples of runs, each with an id, that are done together
+    work,            # function: unit, report → list of Result
     out,             # folder of records
     is_missing,      # function: run → whether its record is wanting
     *, engine=inline, cost=len, # cost: function: unit → how much work it is
     progress:bool=True, retry:float=5.,
-)->dict:             # id → `Failure` of the runs that failed
+)->dict:             # id → Failure of the runs that failed
     "Do all that is missing."
     for place in (record_path, weights_path, failure_path): check_writable(place(out, 'probe'))   # now, and not after an hour
     failed, apart, board = {}, set(), _Board(units, cost, progress)

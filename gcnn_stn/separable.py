@@ -28,12 +28,12 @@ class DepthwiseGroupConv2d(_GroupConvBase):
     def __init__(self,
         channels:int, kernel_size:int, # odd
         group:FiniteGroup,             # the poses
-        *, stride:int=1, padding:int=0, dilation:int=1, bias:bool=True, # as in `nn.Conv2d`
-        basis:str|None=None, device=None, dtype=None,                   # as in `GroupConv2d`
+        *, stride:int=1, padding:int=0, dilation:int=1, bias:bool=True, # as in nn.Conv2d
+        basis:str|None=None, device=None, dtype=None,                   # as in GroupConv2d
     ):
         super().__init__(channels, channels, kernel_size, group, stride, padding, dilation, channels, bias, basis,
                          device, dtype, ())
-        self.groups = channels*group.order             # of the one `conv2d`: every map by itself
+        self.groups = channels*group.order             # of the one conv2d: every map by itself
 
     def filters(self)->Tensor: # (C·G, 1, k, k)
         "Every kernel in every pose, for `conv2d` with C·G groups."
@@ -51,9 +51,9 @@ class SeparableGroupConv2d(nn.Module):
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
         group:FiniteGroup, # the poses, of input and output
-        *, stride:int=1, padding:int=0, dilation:int=1,                 # of the second step, as in `nn.Conv2d`
+        *, stride:int=1, padding:int=0, dilation:int=1,                 # of the second step, as in nn.Conv2d
         groups:int=1,                                                   # of channels, in the mixing
-        bias:bool=True, basis:str|None=None, device=None, dtype=None,   # as in `GroupConv2d`
+        bias:bool=True, basis:str|None=None, device=None, dtype=None,   # as in GroupConv2d
     ):
         super().__init__()
         self.mix = GroupPointwise(in_channels, out_channels, group, groups=groups, bias=False, device=device, dtype=dtype)

@@ -98,7 +98,7 @@ def _misfits(model, shape):
 class SizeReport:
     "What doesn't fit at a size, and the nearest sizes at which everything does."
     size:tuple           # (H, W)
-    misfits:list         # of `Misfit`
+    misfits:list         # of Misfit
     smaller:tuple|None   # nearest (H, W), None if there is none
     larger:tuple|None
 

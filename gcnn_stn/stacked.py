@@ -217,15 +217,15 @@ def _run(stack, forward, runs, train, valid, steps, speed, on_epoch):
 # %% ../nbs/09b_stacked.ipynb #0a52af6e
 def fit_stacked(
     models:list,            # of one architecture; trained in place
-    trains:list,            # images and labels for each, as for `fit`: as many for each; the same tensors are stored once
+    trains:list,            # images and labels for each, as for fit: as many for each; the same tensors are stored once
     valids:list,            # likewise, or None for each
-    configs:list,           # a `TrainConfig` for each; they differ in their seed
+    configs:list,           # a TrainConfig for each; they differ in their seed
     *, device=None,         # None: the first model's; 'auto': the best there is; or a device
-    progress=True,          # show a bar; a dict goes on to `tqdm`
+    progress=True,          # show a bar; a dict goes on to tqdm
     on_epoch=None,          # called with the run's number and its epoch's record
-    on_step=None,           # as for `fit`; steps of the stack
-    speed:Speed=Speed(),    # of the training; `channels_last` doesn't apply
-)->list:                    # a history for each, as from `fit`; seconds are the whole stack's
+    on_step=None,           # as for fit; steps of the stack
+    speed:Speed=Speed(),    # of the training; channels_last doesn't apply
+)->list:                    # a history for each, as from fit; seconds are the whole stack's
     "Train several networks at once, and leave each with its best weights."
     _check_stack(models, trains, valids, configs, speed)
     device, n = pick_device(device, models[0]), len(trains[0][0])

@@ -86,7 +86,7 @@ def effect_size(
     return d_z, d_z*(1 - 3/(4*(len(d) - 1) - 1))
 
 def runs_needed(
-    comparisons:int=1,  # tested together, as by `holm`
+    comparisons:int=1,  # tested together, as by holm
     alpha:float=.05,
 )->int:                 # pairs
     "The fewest pairs with which sign flips can find all of `comparisons` differences."
@@ -97,7 +97,7 @@ def runs_needed(
 def paired_comparison(
     a, b,                  # a metric for each seed (n,), in the same order; n > 1
     confidence:float=.95,
-    *, method:str='studentized',  # of the interval, as for `interval`
+    *, method:str='studentized',  # of the interval, as for interval
     seed:int=0,            # of the bootstrap
 )->dict:                   # n; difference, low, high; p, p_min; d_z, g_z
     "How `a` differs from `b`: mean of a - b with its interval, sign-flip p and the smallest possible, effect size."
@@ -132,7 +132,7 @@ def compare_table(
     pairs,                     # a contender that all others are compared with, or pairs (contender, reference)
     *, by='regime',            # column or columns to compare within
     contender:str='contender', seed:str='seed',   # columns
-    **kwargs,                  # confidence and method as for `paired_comparison`
+    **kwargs,                  # confidence and method as for paired_comparison
 )->pd.DataFrame:               # by, contender, reference, n, difference, low, high, p, p_min, d_z, g_z, p_holm
     "Paired comparisons, a row for each; `p_holm` is adjusted over all rows."
     by = [by] if isinstance(by, str) else list(by)
@@ -166,7 +166,7 @@ def _compare(wide, a, b, kwargs):
 
 # %% ../nbs/09c_statistics.ipynb #b51567ad
 def format_table(
-    table:pd.DataFrame,  # from `compare_table`, of a metric in [0, 1]
+    table:pd.DataFrame,  # from compare_table, of a metric in [0, 1]
 )->pd.DataFrame:         # of text
     "The comparison as one prints it: differences in points."
     finite = lambda s, text: s.map(lambda v: '–' if np.isnan(v) else text(v).replace('inf', '∞').replace('-', '−'))

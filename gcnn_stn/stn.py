@@ -55,7 +55,7 @@ def warp(
     x:Tensor,                   # images (B, C, H, W)
     theta:Tensor,               # affine maps in normalised coordinates (B, 2, 3)
     padding_mode:str='border',  # what lies outside an image: 'zeros', 'border' or 'reflection'
-)->Tensor:                      # images (B, C, H, W), dtype as `x`
+)->Tensor:                      # images (B, C, H, W), dtype as x
     "Each image, read where its θ says, bilinearly."
     grid = sampling_grid(theta, x.shape)
     out = F.grid_sample(x.to(grid.dtype), grid, mode='bilinear', padding_mode=padding_mode, align_corners=False)
@@ -186,7 +186,7 @@ class SpatialTransformer(nn.Module):
 
     def theta(self, x:Tensor)->Tensor:   # (B, C, H, W) -> (B, 2, 3), in normalised coordinates
         theta = self.localization(x)
-        _check_theta(theta, x.shape[0])   # `len` would fix the batch size in an export
+        _check_theta(theta, x.shape[0])   # len would fix the batch size in an export
         return theta
     def angle(self, x:Tensor)->Tensor: return rotation_angle(self.theta(x), *x.shape[-2:])   # degrees (B,), counter-clockwise
     def grid(self, x:Tensor)->Tensor: return sampling_grid(self.theta(x), x.shape)          # (B, H, W, 2)

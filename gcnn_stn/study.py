@@ -65,7 +65,7 @@ CONTENDERS |= published_contenders()
 
 # %% ../nbs/10_study.ipynb #ec0ba590
 def build(
-    contender:str,               # a key of `CONTENDERS`
+    contender:str,               # a key of CONTENDERS
     in_channels:int=1, classes:int=10,
 )->torch.nn.Module:
     "A new network, with torch's current random numbers."
@@ -82,15 +82,15 @@ REGIMES = {'upright': False, 'rotated': True, 'given': False, 'augmented': True}
 @dataclass(frozen=True)
 class Run:
     "One cell of a grid: all there is to know before it starts."
-    contender:str      # a key of `CONTENDERS`
+    contender:str      # a key of CONTENDERS
     grid:str           # the grid it belongs to
-    regime:str         # a key of `REGIMES`
+    regime:str         # a key of REGIMES
     seed:int
     digits:int         # how many images to train on
     config:TrainConfig
     dataset:str='mnist'
     valid:int=0        # images set aside for validation
-    split_seed:int|None=None # decides which images; None: `seed`
+    split_seed:int|None=None # decides which images; None: seed
     variant:str=''     # how it departs from its grid
     test:int|None=None # how many images to test on; None: all; 0: it is only validated
 
@@ -110,11 +110,11 @@ class Grid:
     dataset:str='mnist'
     valid:int=0
     split_seed:int|None=None
-    lrs:tuple=(None,)  # learning rates to try; None: the contender's in `LR`, or the configuration's
+    lrs:tuple=(None,)  # learning rates to try; None: the contender's in LR, or the configuration's
     seed0:int=0        # the first seed
     test:int|None=None # 0: validated only
 
-    def runs(self, **changes)->list: # of `Run`; changes: seeds, digits, test, dataset, epochs; None: as the grid has it
+    def runs(self, **changes)->list: # of Run; changes: seeds, digits, test, dataset, epochs; None: as the grid has it
         "All runs: one seed of all cells before the next seed."
         grid = _changed(self, **changes)
         variant = _variant(self, grid)
@@ -142,7 +142,7 @@ def _run(grid, variant, seed, lr, cell):
 
 # %% ../nbs/10_study.ipynb #55eaee7c
 LR = {'cnn': .03, 'stcnn': .03, 'gcnn-c4': .03, 'gcnn-c8': .003, 'gcnn-c16': .003, 'gcnn-c16-separable': .03, 'gcnn-d4': .03,
-      'stcnn-published': .01, 'cnn-wide': .01, 'stcnn-wide': .01}   # the best of `tune`
+      'stcnn-published': .01, 'cnn-wide': .01, 'stcnn-wide': .01}   # the best of tune
 
 QUICK = ('cnn', 'stcnn-published', 'stcnn', 'gcnn-c4', 'gcnn-c8')
 SMALL = ('gcnn-c8', 'cnn', 'stcnn', 'gcnn-c4', 'gcnn-c16', 'gcnn-c16-separable', 'gcnn-d4', 'stcnn-published', 'cnn-wide', 'stcnn-wide')
@@ -222,10 +222,10 @@ def measure(
 
 # %% ../nbs/10_study.ipynb #936c9a63
 def run_unit(
-    unit:tuple,       # of `Run`s; more than one: they differ in `seed` alone, and are stacked
+    unit:tuple,       # of Runs; more than one: they differ in seed alone, and are stacked
     report=None,      # called with steps done and steps in all
     *, device=None, speed:Speed=Speed(), progress=False,
-)->list:              # of `Result`
+)->list:              # of Result
     "Build, train and measure."
     data = load_data(unit[0].dataset)
     models, sets, configs = [_model(run, data) for run in unit], [_sets(run) for run in unit], [_config(run, data) for run in unit]
@@ -333,7 +333,7 @@ def facts(run:Run)->dict:
     return asdict(run.config) | CONTENDERS[run.contender] | {k: v for k, v in asdict(run).items() if k != 'config'} | dict(id=run.id)
 
 def select(
-    runs:list,   # of `Run`
+    runs:list,   # of Run
     only:str='', # 'key=value,key=value': what a run must say
 )->list:
     "The runs that say all of it."
@@ -382,7 +382,7 @@ def estimate(
 @functools.lru_cache(maxsize=None)
 def _flops(contender, shape, classes): return count_flops(build(contender, shape[0], classes), shape)
 
-def work_in(unit:tuple)->float: # of `Run`s
+def work_in(unit:tuple)->float: # of Runs
     "Arithmetic of a unit, training counted three times; something is added for each image, since no network works for nothing."
     def one(run, data):
         flops = _flops(run.contender, tuple(data.train[0].shape[1:]), data.classes) + 5e6
@@ -408,10 +408,10 @@ def listing(
 
 # %% ../nbs/10_study.ipynb #5a576e92
 def run_grid(
-    runs:list,         # of `Run`
+    runs:list,         # of Run
     out,               # folder; records go to out/runs, weights to out/weights
     device='auto', *, engine=inline, speed:Speed=Speed(), stacked:int=1, progress:bool=True, **kwargs,
-)->tuple:              # records of all of `runs` that are done, in their order; failures by id
+)->tuple:              # records of all of runs that are done, in their order; failures by id
     "Run what is missing."
     read_records(runs, out)   # complains now, if it must
     units = stack([run for run in runs if is_missing(run, out)], stacked)
@@ -474,7 +474,7 @@ def six_and_nine(records:list)->pd.DataFrame:
 
 # %% ../nbs/10_study.ipynb #5e1d95b4
 def beside_published(
-    records:list,        # of the grid `published`
+    records:list,        # of the grid published
     tables:pd.DataFrame, # results/published/tables.csv
 )->pd.DataFrame:
     "Each published row, and what came out when it was run again."

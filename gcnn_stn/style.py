@@ -28,7 +28,7 @@ LOOKS = { # contender → colour, dash, marker
 
 def look(
     contender:str, # a name of the study's; a published network looks like its family
-)->dict:           # color, ls, marker, for `plot`
+)->dict:           # color, ls, marker, for plot
     "How a network is drawn."
     family = 'stcnn-published' if contender.startswith('stcnn-') else 'gcnn-c8' if contender.startswith('gcnn-c8') else contender[:7]
     color, ls, marker = LOOKS.get(contender) or LOOKS.get(family, ('#333333', '-', 'o'))

@@ -29,7 +29,7 @@ def estimate(
     return known | interval(x, method='t' if len(x) < FEW else 'studentized') | dict(p=sign_flip_test(x))
 
 def spell(
-    found:dict, form='.2f', # from `estimate`
+    found:dict, form='.2f', # from estimate
     unit='',                # of what there are n, such as 'seeds'
 )->str:
     "An estimate as one prints it: mean [low, high] (n)."
@@ -41,7 +41,7 @@ def spell(
 # %% ../nbs/11c_table.ipynb #a8111740
 def contender_of(
     row,    # of the published tables or runs
-)->str:     # a key of `CONTENDERS`
+)->str:     # a key of CONTENDERS
     "The name of a published configuration."
     if row['model'] == 'gcnn': return f"gcnn-c{row['order']:.0f}-l{row['layers']}-w{row['channels']}"
     loc = LOC_CHANNELS[row['mode'], row['layers'], row['channels']]
@@ -126,7 +126,7 @@ def _printed(row):
 # %% ../nbs/11c_table.ipynb #f5d49011
 def difference(
     evidence:Evidence, a:str, b:str, regime:str, # contenders of the small grid
-)->dict: # from `estimate`, in points
+)->dict: # from estimate, in points
     "How much better `a` reads rotated digits than `b`, paired by seed."
     runs = accuracies(evidence, 'small')
     both = [runs.get((contender, regime), pd.Series(dtype=float)) for contender in (a, b)]
@@ -135,7 +135,7 @@ def difference(
 def published_difference(
     evidence:Evidence, a:str, b:str, # conditions such as "init == 'random'"
     keys:list,                       # columns that make a pair
-)->dict: # from `estimate`, in points; n: pairs of configurations
+)->dict: # from estimate, in points; n: pairs of configurations
     "How much better published networks of one kind read than those of another, of means over three runs."
     tables = published(evidence)
     one, other = (tables.query(rule).set_index(keys)['mean'] for rule in (a, b))

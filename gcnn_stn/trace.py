@@ -178,7 +178,7 @@ def along(
 def trace(
     model:nn.Module, # in evaluation mode, of parameters that need no gradients
     x:Tensor,        # what it is fed
-)->Trace:            # with `points`, and `blocks`: what modules with parts were given and gave
+)->Trace:            # with points, and blocks: what modules with parts were given and gave
     "Every tensor on the way of `x` through `model`, and how each is made from earlier ones."
     t = Trace(model, x)
     with torch.enable_grad(), hooked(model, t.enter, t.leave): out = model(x)
@@ -438,7 +438,7 @@ def splice(self:Trace, k):
 
 # %% ../nbs/07b_trace.ipynb #b720fde9
 @patch
-def steps(self:Trace)->list: # of `Step`
+def steps(self:Trace)->list: # of Step
     "Every point that was read, on the bench."
     return [Step(self.group, p, [self.points[i] for i in p.sources]) for p in self.points[1:] if p.reading is not None]
 

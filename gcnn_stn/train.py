@@ -60,13 +60,13 @@ class TrainConfig:
     "How to train."
     epochs:int=10
     batch_size:int=64
-    lr:float=1e-2                  # the highest, for `one_cycle`
+    lr:float=1e-2                  # the highest, for one_cycle
     weight_decay:float=1e-4
     schedule:str='one_cycle'       # or 'constant'
     patience:int|None=None         # stop after so many epochs without better validation accuracy; None: never
     seed:int=0                     # of order, angles and dropout; initial weights are the caller's
     rotate:bool=False              # turn each image by a fresh angle at each visit
-    rotate_valid:bool|None=None    # turn the validation images; None: as `rotate`
+    rotate_valid:bool|None=None    # turn the validation images; None: as rotate
     fresh_valid:bool=False         # by fresh angles at each pass, instead of fixed ones
     label_smoothing:float=0.
     mean:float|tuple=MNIST_MEAN    # of pixels in [0, 1]; a tuple has one per channel
@@ -113,7 +113,7 @@ class Speed:
     "How to compute; never what."
     precision:str='float32'    # as the weights are; or 'bfloat16' for the products, while weights and loss stay as they are
     channels_last:bool=False   # images and 4-d weights lie pixel by pixel
-    compile:bool=False         # by `torch.compile`; as graphs on CUDA
+    compile:bool=False         # by torch.compile; as graphs on CUDA
 
     def __post_init__(self): _check_fields(self, _SPEED_RULES)
 
@@ -173,11 +173,11 @@ def pick_device(
 # %% ../nbs/09_train.ipynb #0e6cc859
 @torch.no_grad()
 def predict(
-    model:nn.Module,      # maps (B, C, H, W) to (B, K); moved to `device`
+    model:nn.Module,      # maps (B, C, H, W) to (B, K); moved to device
     x:Tensor,             # images (N, C, H, W), uint8 or in [0, 1]
     *, batch_size:int=100,  # small enough for the cache
     degrees:Tensor=None,  # turn the images by (N,); None leaves them
-    device=None,          # as for `fit`
+    device=None,          # as for fit
     mean:float|tuple=MNIST_MEAN, std:float|tuple=MNIST_STD,
     speed:Speed=Speed(),
 )->Tensor:                # logits (N, K), on the device
@@ -195,7 +195,7 @@ def evaluate(
     model:nn.Module,  # maps (B, C, H, W) to logits (B, K)
     x:Tensor,         # images (N, C, H, W), uint8 or in [0, 1]
     y:Tensor,         # labels (N,)
-    **kwargs,         # batch_size, degrees, device, mean, std, speed as for `predict`
+    **kwargs,         # batch_size, degrees, device, mean, std, speed as for predict
 )->float:             # in [0, 1]
     "The share of images that are read right."
     _check_data('x and y', (x, y))
@@ -295,7 +295,7 @@ def _tapped(model, layer, wanted=True):
     finally:
         if handle: handle.remove()
 
-def _plain(model): return getattr(model, '_orig_mod', model)   # what `torch.compile` has wrapped
+def _plain(model): return getattr(model, '_orig_mod', model)   # what torch.compile has wrapped
 
 # %% ../nbs/09_train.ipynb #a3e303fd
 def _channel_mean(y): return y.mean([d for d in range(y.ndim) if d != 1], keepdim=True)
@@ -314,11 +314,11 @@ def _check_poses(model, group):
 # %% ../nbs/09_train.ipynb #066010d0
 @torch.no_grad()
 def measure_equivariance(
-    model:nn.Module,     # maps (B, C, H, W) to logits; moved to `device`
+    model:nn.Module,     # maps (B, C, H, W) to logits; moved to device
     x:Tensor,            # images (N, C, H, W), uint8 or in [0, 1]; a single one is compared with 0
     order:int|FiniteGroup=8, # n: the rotations are by multiples of 360°/n; or a group, such as DihedralGroup(4)
     layer:str|None=None, # a module that puts out images, features on the group or vectors; None: the logits
-    *, batch_size:int=100, device=None, mean:float|tuple=MNIST_MEAN, std:float|tuple=MNIST_STD, # as for `predict`
+    *, batch_size:int=100, device=None, mean:float|tuple=MNIST_MEAN, std:float|tuple=MNIST_STD, # as for predict
 )->float:                # 0: exact
     "Relative error of a network in evaluation mode, mean over the elements of the group but the identity."
     group = order if isinstance(order, FiniteGroup) else _rotations(order)
@@ -459,7 +459,7 @@ def _write_and_rename(part, path, data):
 def checkpoint_bytes(
     model:nn.Module,
     dtype=None,       # of floating numbers, where none of them is too large for it; None: as they are
-    **metadata,       # kept as strings, next to `model` (its class), `architecture` (its print) and `sha256`
+    **metadata,       # kept as strings, next to model (its class), architecture (its print) and sha256
 )->bytes:             # a safetensors file
     "The model's weights as a file's content."
     model = _plain(model)
@@ -474,7 +474,7 @@ def _narrow(v, dtype):
 
 def save_checkpoint(
     path,             # ends in .safetensors, by custom
-    model:nn.Module, **metadata, # as for `checkpoint_bytes`
+    model:nn.Module, **metadata, # as for checkpoint_bytes
 ):
     "Write the model's weights, atomically."
     write_atomically(path, checkpoint_bytes(model, **metadata))
@@ -634,7 +634,7 @@ def fit(
     valid:tuple=None,        # likewise; decides which weights are best
     config:TrainConfig=TrainConfig(),
     *, device=None, speed:Speed=Speed(),   # None: the model's, 'auto': the best there is; validation is always plain
-    progress=True,           # show a bar; a dict goes on to `tqdm`
+    progress=True,           # show a bar; a dict goes on to tqdm
     checkpoint=None,         # where to write the best weights, at each improvement
     on_epoch=None, on_step=None,   # called with each epoch's record; with steps done and in all, every 20 and at an epoch's end
 )->list:                     # a dict for each epoch: epoch, loss, accuracy, lr, valid_accuracy, equivariance if wanted, seconds

@@ -30,7 +30,7 @@ def strip(
 # %% ../nbs/11a_turning.ipynb #5307c01d
 def _poses(run): return CONTENDERS[run.contender].get('order', 4)   # how many to draw
 
-def plot_strips(evidence:Evidence, name:str): # a figure of `PICTURED`
+def plot_strips(evidence:Evidence, name:str): # a figure of PICTURED
     "Embeddings of a digit in several poses, two networks."
     runs = pair(evidence, name)
     heights = [_poses(run) + 1.6 for run in runs.values()]
@@ -121,7 +121,7 @@ def _element(h, n): return f'h = {360*h/n:g}°' if n > 1 else 'map'
 def _frame(ax): ax.spines[:].set(visible=True, color=FRAME, linewidth=2.5)
 
 # %% ../nbs/11a_turning.ipynb #0bdd9b7e
-def plot_maps(evidence:Evidence, name:str): # a figure of `PICTURED`
+def plot_maps(evidence:Evidence, name:str): # a figure of PICTURED
     "Feature maps of a digit in four poses, two networks: below each other if they have many, else side by side."
     found = {heading: feature_maps(evidence, run) for heading, run in pair(evidence, name).items()}
     columns = 2 + max(m.maps.shape[1] for m in found.values())

@@ -114,7 +114,9 @@ def check_marks(site):
     "Markup that came through as text."
     leftover = re.compile(r':::|\{\{<|\{#(fig|tbl|eq|sec)-|(?<![\w.])@(fig|tbl|eq|sec)-|\]\(')
     texts = ((path, text) for path in pages(site) for text in parse(path).xpath('//main//text()[not(ancestor::code or ancestor::pre or ancestor::script or ancestor::style)]'))
-    return [f'{path.name}: raw markup: {text.strip()[:80]}' for path, text in texts if leftover.search(text)]
+    links = ((path, code.text_content()) for path in pages(site) for code in parse(path).xpath('//main//pre'))   # nbdev makes them of backquoted names, also in a signature
+    return [f'{path.name}: raw markup: {text.strip()[:80]}' for path, text in texts if leftover.search(text)] + \
+        [f'{path.name}: a link in code: {found[0]}' for path, text in links if (found := re.search(r'\[`[^`\n]+`\]\(http[^)\n]*\)', text))]
 
 
 def check_reach(site, clicks=3):

@@ -141,6 +141,7 @@ FAULTS = {
     'a script from elsewhere': (write('<script src="https://example.org/x.js"></script>'), 'fetched from elsewhere'),
     'a link to a file that is gone': (write(f'[source]({CONFIG["website"]["repo-url"]}/blob/main/gone.py#L3)'), 'not in the repository'),
     'markup as text': (write('Look {{< video x >}}'), 'raw markup'),
+    'a link in code': (write('```python\n# of [`x`](https://example.org)\n```'), 'a link in code'),
     'a page out of reach': (change('nbs/index.ipynb', '[the thing](01_thing.ipynb#sec-one)', 'the thing'), 'more than 3 clicks'),
     'an unknown macro': (page('x^2', r'\undefinedmacro x'), 'undefinedmacro'),
     'a brace too few': (page('x^2', 'x^{2'), 'KaTeX'),
