@@ -280,7 +280,7 @@ def _check_precision(module, x, y):
     _same(wide, y, 1e-3, 'float64')
     with torch.autocast(x.device.type, torch.bfloat16): narrow = module(x)
     if not narrow.isfinite().all(): raise AssertionError("autocast: not finite")
-    if (narrow.float() - y).norm() > .1*y.norm() + 1e-6: raise AssertionError("autocast: off by more than ten per cent")
+    if (narrow.float() - y).norm() > .1*y.norm() + 1e-6: raise AssertionError("autocast: off by more than ten percent")
 
 def _check_batches(module, x, y):
     "A batch of one, an empty batch, and an oblong image, in training too."
