@@ -271,7 +271,7 @@ def orientation_dial(
     start:tuple=(4, 45),   # digit and angle of the still
 )->Plaything:
     "A digit to turn, seen by three networks."
-    if 360% step or start[0] not in digits or start[1] % step: raise ValueError(f"step must divide 360, and start be one of the digits and a multiple of step, got {step!r} and {start!r}; leave them out")
+    if 360 % step or start[0] not in digits or start[1] % step: raise ValueError(f"step must divide 360, and start be one of the digits and a multiple of step, got {step!r} and {start!r}; leave them out")
     angles, runs = list(range(0, 360, step)), {k: find(evidence, 'small', *who) for k, who in NETS.items()}
     images, titles = [turn(i, angles) for i in first_digits(digits)], {k: label(run) for k, run in runs.items()}
     seen = [{k: observe(evidence.net(run), x) for k, run in runs.items()} for x in images]

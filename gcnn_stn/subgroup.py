@@ -62,7 +62,7 @@ class CosetPool(_Cosets):
         super().__init__(group, elements, 'left')
         _check_reduce('reduce', reduce); self.reduce = reduce
 
-    def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, [G:H], H, W), cosets in the order of cosets
+    def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, [G:H], H, W), cosets ordered as by cosets()
         return REDUCE[self.reduce](self.sorted(x), 3)
 
 # %% ../nbs/04c_subgroup.ipynb #4a54683b
@@ -86,7 +86,7 @@ def act_on_cosets(
 def quotient(
     group:FiniteGroup,
     elements:Iterable, # of a normal subgroup H
-)->FiniteGroup:        # on the cosets, in the order of cosets; it leaves the plane alone
+)->FiniteGroup:        # on the cosets, ordered as by cosets(); it leaves the plane alone
     "The quotient group G/H; a `ValueError` names an element that shows that H isn't normal."
     elements, rows = list(elements), cosets(group, elements)
     place = {g: i for i, row in enumerate(rows.tolist()) for g in row}
