@@ -6,9 +6,10 @@
 __all__ = ['MNIST_MD5', 'MNIST_MEAN', 'MNIST_STD', 'mnist', 'show_images', 'rotation_grid', 'rotate', 'random_angles',
            'rotate_once', 'content_hash', 'unit_range', 'normalize', 'prepare', 'split']
 
-# %% ../nbs/00_data.ipynb #8332e90a
+# %% ../nbs/00_data.ipynb #3a829a12
 import gzip
 import hashlib
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -167,7 +168,15 @@ def _check_rotate(x, degrees):
     if degrees.shape != x.shape[:1]:
         raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, got {tuple(degrees.shape)}")
 
-# %% ../nbs/00_data.ipynb #0c72d018
+# %% ../nbs/00_data.ipynb #ab6c9cbb
+def _rotate(x, degrees):
+    f = x if x.dtype == torch.float64 else x.float()       # half precision can't tell places apart
+    grid = rotation_grid(degrees, *x.shape[-2:], f.dtype)
+    f = torch.cat([f, torch.ones_like(f[:, :1])], dim=1)   # (B, C+1, H, W): the mask goes along
+    f = F.grid_sample(f, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+    f = f[:, :-1]*f[:, -1:]                                # (B, C, H, W)
+    return (f if x.is_floating_point() else f.round()).to(x.dtype)
+
 def rotate(
     x:Tensor,        # images (B, C, H, W), floating or uint8
     degrees:Tensor,  # counter-clockwise angles (B,)
@@ -175,12 +184,8 @@ def rotate(
     "Turn each image about its centre: bilinear, filled with 0, as torchvision's `RandomRotation` does."
     degrees = torch.as_tensor(degrees, device=x.device)
     _check_rotate(x, degrees)
-    f = x if x.dtype == torch.float64 else x.float()       # half precision can't tell places apart
-    grid = rotation_grid(degrees, *x.shape[-2:], f.dtype)
-    f = torch.cat([f, torch.ones_like(f[:, :1])], dim=1)   # (B, C+1, H, W): the mask goes along
-    f = F.grid_sample(f, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
-    f = f[:, :-1]*f[:, -1:]                                # (B, C, H, W)
-    return (f if x.is_floating_point() else f.round()).to(x.dtype)
+    n = max(1, 200_000//max(1, math.prod(x.shape[1:])))    # images at a time
+    return torch.cat([_rotate(*part) for part in zip(x.split(n), degrees.split(n))])
 
 # %% ../nbs/00_data.ipynb #1fe4d7de
 def random_angles(
@@ -193,15 +198,14 @@ def random_angles(
     angles = torch.rand(n, generator=generator, device=source, dtype=torch.float32)*360
     return angles if device is None else angles.to(device)
 
-# %% ../nbs/00_data.ipynb #5d327ee8
+# %% ../nbs/00_data.ipynb #ccf9719c
 def rotate_once(
     x:Tensor,    # images (N, C, H, W)
     seed:int=0,
 )->tuple:        # turned images as x, degrees (N,)
     "Turn each image by an angle that depends on `seed` alone."
     degrees = random_angles(len(x), torch.Generator().manual_seed(seed), x.device)
-    parts = zip(x.split(1000), degrees.split(1000))   # a bounded amount of memory
-    return torch.cat([rotate(images, angles) for images, angles in parts]), degrees
+    return rotate(x, degrees), degrees
 
 def content_hash(
     *tensors:Tensor,

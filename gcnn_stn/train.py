@@ -135,14 +135,14 @@ def _compiled(f, wanted, device):
     finally:
         if wanted: torch.compiler.reset()
 
-# %% ../nbs/09_train.ipynb #62968c52
+# %% ../nbs/09_train.ipynb #7db4a89c
 @contextmanager
 def _computing(model, speed, device):
     "The model as a function of images, computed as `speed` says."
     low = speed.precision == 'bfloat16'
     with _weights_channels_last(model, speed.channels_last), _compiled(model, speed.compile, device) as f:
         def forward(x):
-            if speed.channels_last: x = x.contiguous(memory_format=torch.channels_last)
+            if speed.channels_last: x = x.to(memory_format=torch.channels_last)   # contiguous() would leave images of one channel
             with torch.autocast(device.type, torch.bfloat16, enabled=low): out = f(x)
             if isinstance(out, tuple): return tuple(t.float() if low else t for t in out)
             return out.float() if low else out
