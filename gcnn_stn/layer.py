@@ -151,15 +151,15 @@ class GroupConv2d(_GroupConvBase):
                f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}; lift images with LiftingConv2d")
         return self._convolve(x.flatten(1, 2), self.cached_filters())
 
-# %% ../nbs/04_layer.ipynb #59532a66
+# %% ../nbs/04_layer.ipynb #43871695
 def _check_feature(x, channels='C'):
     _check(x.ndim == 5 and channels in ('C', x.shape[1]), f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
 
 def _each_pose(t, poses): return None if t is None else t.repeat_interleave(poses)   # (C,) → (C·G,)
 
 def _is_by_pixel(x):
-    "Do the channels and poses of each pixel lie side by side, at more than one pixel?"
-    return x.stride()[1:3] == (x.shape[2], 1) and x[:, 0, 0].numel() > 1 and not _transformed()
+    "Do the channels (and poses) of each pixel lie side by side?"
+    return x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and not _transformed()
 
 # %% ../nbs/04_layer.ipynb #f8737c7f
 class _ChannelNorm(nn.GroupNorm):
@@ -208,7 +208,7 @@ class _SharedStatistics(torch.autograd.Function):
         grad_x = grads[0].addcmul_(x, slope[:, None, None].to(x.dtype)).add_(line[:, None, None])
         return grad_x, *(t if wanted else None for t, wanted in zip((grad_weight, grad_bias), ctx.needs_input_grad[1:])), None, None
 
-# %% ../nbs/04_layer.ipynb #31e3af71
+# %% ../nbs/04_layer.ipynb #98830c0c
 class GroupBatchNorm(nn.BatchNorm3d):
     "Batch norm with statistics over batch, poses and positions, one scale and shift per channel (Ioffe & Szegedy 2015)."
     def __init__(self, num_features:int, *args, **kwargs): # then as in nn.BatchNorm3d
@@ -217,7 +217,7 @@ class GroupBatchNorm(nn.BatchNorm3d):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_features)
-        return self._by_pixel(x) if _is_by_pixel(x) else super().forward(x)
+        return self._by_pixel(x) if _is_by_pixel(x) and x.numel() > self.num_features else super().forward(x)
 
     def _by_pixel(self, x):
         maps, poses = x.flatten(1, 2), x.shape[2]
@@ -291,7 +291,7 @@ class GroupPool(nn.Module):
         _check_feature(x)
         return REDUCE[self.reduce](x, 2)
 
-# %% ../nbs/04_layer.ipynb #736f4165
+# %% ../nbs/04_layer.ipynb #5d890ef6
 class GlobalPool(nn.Module):
     "Pool over positions, then over poses: what is left is invariant."
     def __init__(self,
@@ -304,7 +304,8 @@ class GlobalPool(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C)
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
-        x = REDUCE[self.space](x, (-2, -1))
+        x = x.movedim((-2, -1), (1, 2)) if (moved := _is_by_pixel(x)) else x   # for a gradient that lies as x does
+        x = REDUCE[self.space](x, (1, 2) if moved else (-2, -1))
         return REDUCE[self.pose](x, 2) if x.ndim == 3 else x
 
 # %% ../nbs/04_layer.ipynb #a5996179
