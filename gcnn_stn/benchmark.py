@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'PEERS', 'FIELDS', 'MODES', 'NETS', 'EPOCHS', 'SWEEPS', 'CENTRE', 'BAR_SIZES', 'Contender', 'difference',
            'checked', 'duel', 'median_interval', 'Count', 'peak_bytes', 'counts', 'Kind', 'kind', 'Case', 'measure',
-           'Dense', 'Resampled', 'Peer', 'PeerNet', 'OneByOne', 'published_epoch', 'grid', 'quick', 'read_rows',
-           'write_rows', 'run_cases', 'main']
+           'Dense', 'Resampled', 'Peer', 'ByPixel', 'PeerNet', 'OneByOne', 'published_epoch', 'grid', 'quick',
+           'read_rows', 'write_rows', 'run_cases', 'main']
 
 # %% ../nbs/15_benchmark.ipynb #0683055a
 import argparse, copy, csv, importlib, io, itertools, math, os, platform, random, statistics, subprocess, sys, time
@@ -203,7 +203,7 @@ def _compare(able, inputs):
         if math.isfinite(c.tolerance) and wanted is not c.run: found[name] = difference((c.answer or c.run)(*inputs), wanted(*inputs))
     return found
 
-# %% ../nbs/15_benchmark.ipynb #7edacb05
+# %% ../nbs/15_benchmark.ipynb #ce062931
 def _machine(device):
     "What computes."
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
@@ -218,10 +218,10 @@ def _about(device, precision):
 def _version(name):
     return getattr(sys.modules.get(name), '__version__', '')
 
-def _summary(ours, theirs):
-    "Median, quartiles, best, and our time over theirs."
+def _summary(first, theirs):
+    "Median, quartiles, best, and the first one's time over theirs."
     quartiles = statistics.quantiles(theirs, n=4) if len(theirs) > 1 else theirs*3
-    ratio, low, high = median_interval([a/b for a, b in zip(ours, theirs)])
+    ratio, low, high = median_interval([a/b for a, b in zip(first, theirs)])
     return dict(rounds=len(theirs), seconds=statistics.median(theirs), seconds_25=quartiles[0], seconds_75=quartiles[2], fastest=min(theirs),
                 ratio=ratio, ratio_low=low, ratio_high=high)
 
@@ -245,16 +245,16 @@ def measure(
     times = duel(right, fresh, device=device, seconds=seconds, least=least, seed=seed) if right else {}
     return _rows(case, makers, absent | wrong, found, count, times, _about(device, precision))
 
-# %% ../nbs/15_benchmark.ipynb #92dc2e20
+# %% ../nbs/15_benchmark.ipynb #13db79b3
 FIELDS = ('case contender note rounds seconds seconds_25 seconds_75 fastest ratio ratio_low ratio_high difference flops bytes peak_bytes '
           'device machine precision threads load torch version python date').split()
 
 def _rows(case, names, notes, found, count, times, about):
     "A line for each contender, timed or not."
-    ours = times.get(next(iter(names)))
+    first = times.get(next(iter(names)))
     rows = []
     for n in names:
-        timed = _summary(ours or times[n], times[n]) if n in times else {}
+        timed = _summary(first or times[n], times[n]) if n in times else {}
         row = dict(case=case.name, contender=n, note=notes.get(n, ''), difference=found.get(n, ''), version=_version(n)) | timed | count.get(n, {}) | about
         rows.append({f: f'{row[f]:.6g}' if isinstance(row.get(f), float) else str(row.get(f, '')) for f in FIELDS})
     return rows
@@ -367,8 +367,13 @@ def _separables(s, mode):
 
 for mode in MODES: kind(f'separable-{mode}', f"separable group convolution, {mode}", order=8, channels=32, batch=8, k=5, size=28)(partial(_separables, mode=mode))
 
-# %% ../nbs/15_benchmark.ipynb #23ee9fa6
-NETS = {'published': published_gcnn, 'repaired': GCNN}
+# %% ../nbs/15_benchmark.ipynb #b8642d31
+NETS = {'published': published_gcnn, 'repaired': GCNN, 'separable': partial(GCNN, CyclicGroup(16), (4, 8, 64), separable=True)}
+
+class ByPixel(nn.Module):
+    "A network on images laid out pixel by pixel, `torch.channels_last`."
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(x.to(memory_format=torch.channels_last))
 
 def _net_training(net):
     params = [*net.parameters()]                                               # the last two: the classifier's weight and bias
@@ -406,7 +411,7 @@ class PeerNet(nn.Module):
             x = F.conv2d(F.avg_pool2d(x, 2) if i else x, conv.expand_parameters()[0], padding=0 if i else conv.kernel_size//2).div(math.sqrt(1 + 1e-5)).relu()
         return self.classifier(x.amax((2, 3)).unflatten(1, (-1, poses)).amax(2))
 
-# %% ../nbs/15_benchmark.ipynb #59442fc9
+# %% ../nbs/15_benchmark.ipynb #03ecd781
 def _nets(s, mode):
     "Inputs and contenders for a whole network."
     if s.net not in NETS: raise ValueError(f"net must be one of {', '.join(NETS)}, got {s.net!r}")
@@ -417,9 +422,11 @@ def _nets(s, mode):
         net = PeerNet(name).to(s.device)
         def answer(x, *_): net.eval(); y = net(x).detach(); net.train(train); return y
         return Contender(wrap(net), lambda x, *_: net.plainly(x), answer=answer)
-    makers = {'ours': lambda: Contender(wrap(net)), 'conv2d': lambda: Contender(wrap(twin()))}
+    makers = {'ours': lambda: Contender(wrap(net)), 'conv2d': lambda: Contender(wrap(twin())),
+              'ours, by pixel': lambda: Contender(wrap(ByPixel(net))), 'conv2d, by pixel': lambda: Contender(wrap(ByPixel(twin())))}
     if not train: makers['folded'] = lambda: Contender(_forward(fold(net)))
-    makers |= {'published': lambda: Contender(wrap(_resample(net)))} if s.net == 'published' else {name: partial(peer, name) for name in PEERS}
+    if s.net == 'published': makers['published'] = lambda: Contender(wrap(_resample(net)))
+    if s.net == 'repaired': makers |= {name: partial(peer, name) for name in PEERS}
     def fresh(g):
         x, y = torch.randn(s.batch, 1, 28, 28, generator=g), torch.randint(10, (s.batch,), generator=g)
         return tuple(t.to(s.device) for t in ((x, y) if train else (x,)))
@@ -466,8 +473,8 @@ def _imports(s):
     def start(module): return lambda: subprocess.run([sys.executable, '-c', f'import {module}'], check=True, env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
     return (lambda g: ()), {name: lambda m=m: Contender(start(m), tolerance=math.inf) for name, m in (('ours', s.module), ('torch', 'torch'))}
 
-# %% ../nbs/15_benchmark.ipynb #e70cd782
-EPOCHS = {'small': ((4, 2, 16), partial(GCNN, CyclicGroup(4), (8, 16, 27))), 'large': ((8, 4, 32), GCNN)} # published order, layers, channels; repaired
+# %% ../nbs/15_benchmark.ipynb #371d4c06
+EPOCHS = {'small': ((4, 2, 16), dict(repaired=(4, (8, 16, 27)), slim=(4, (4, 8, 14)))), 'large': ((8, 4, 32), dict(repaired=(8, (8, 16, 32))))} # published order, layers, channels; others
 
 class OneByOne(torch.utils.data.Dataset):
     "Images transformed one at a time, as torchvision's data sets do."
@@ -485,21 +492,22 @@ def published_epoch(net, x, y, device, batch_size=32):
         optimizer.zero_grad()
         F.cross_entropy(net(images.to(device)), labels.to(device)).backward(); optimizer.step()
 
-# %% ../nbs/15_benchmark.ipynb #e75b6682
-@kind('epoch', "a training epoch end to end", counted=False, net='small', images=256)
-def _epochs(s):
+# %% ../nbs/15_benchmark.ipynb #02a5e83a
+@kind('epoch', "a training epoch end to end", counted=False, net='small', images=1024)
+def _epochs(s): # the published way is the first
     if s.net not in EPOCHS: raise ValueError(f"net must be one of {', '.join(EPOCHS)}, got {s.net!r}")
-    arguments, repaired = EPOCHS[s.net]
-    def ours(net, batch_size=32, precision='float32'):
+    arguments, others = EPOCHS[s.net]
+    def ours(net, batch_size=32, **speed):
         config, net = TrainConfig(epochs=1, batch_size=batch_size, rotate=True, lr=1e-3), net.to(s.device)
-        return lambda x, y: fit(net, (x, y), config=config, device=s.device, speed=Speed(precision=precision), progress=False)
+        return lambda x, y: fit(net, (x, y), config=config, device=s.device, speed=Speed(**speed), progress=False)
     def theirs():
         import torchvision
         return partial(published_epoch, _resample(published_gcnn(*arguments)).to(s.device), device=s.device)
     def fresh(g): return torch.randint(1, 256, (s.images, 1, 28, 28), generator=g, dtype=torch.uint8), torch.randint(10, (s.images,), generator=g)
-    def low(*args): return ours(*args, precision='bfloat16')
-    makers = {'ours': lambda: ours(published_gcnn(*arguments)), 'published': theirs, 'ours, bfloat16': lambda: low(published_gcnn(*arguments)),
-              'repaired': lambda: ours(repaired(), 64), 'repaired, bfloat16': lambda: low(repaired(), 64)}
+    ways = {'': dict(channels_last=True), ', bfloat16': dict(precision='bfloat16', channels_last=True)}
+    makers = {'published': theirs, 'ours, map by map': lambda: ours(published_gcnn(*arguments))}
+    makers |= {'ours' + way: lambda speed=speed: ours(published_gcnn(*arguments), **speed) for way, speed in ways.items()}
+    makers |= {name + way: lambda a=a, speed=speed: ours(GCNN(CyclicGroup(a[0]), a[1]), 64, **speed) for name, a in others.items() for way, speed in ways.items()}
     return fresh, {name: lambda make=make: Contender(make(), tolerance=math.inf) for name, make in makers.items()}
 
 # %% ../nbs/15_benchmark.ipynb #5d808e05
@@ -582,7 +590,7 @@ def _arguments():
     p.add_argument('--list', action='store_true', help="list cases, and stop")
     return p
 
-# %% ../nbs/15_benchmark.ipynb #be33ab9c
+# %% ../nbs/15_benchmark.ipynb #4f2a353d
 def _select(only, cases):
     "Cases by pattern, and new ones by name."
     if not only: return cases
@@ -600,7 +608,7 @@ def _installed(name):
 def _with_peers(names):
     "Cases in which e2cnn and escnn take part, if one of them is there."
     if not any(map(_installed, PEERS)): raise ValueError("--peers must be run where e2cnn or escnn is installed, got neither; see pip install e2cnn")
-    return [name for name in names if KINDS[Case.parse(name).kind].peers and name not in (_name('constructor'), *(_name(f'net-{m}', net='published') for m in MODES if m != 'forward'))]
+    return [name for name in names if KINDS[Case.parse(name).kind].peers and name != _name('constructor') and ('net=' not in name or 'net=repaired' in name)]
 
 # %% ../nbs/15_benchmark.ipynb #4fe9638f
 def _check(args):

@@ -98,15 +98,15 @@ def _shuffle_lattice(group, R, k):
         done |= {group.product(l, g): transform_image(copy, group.matrix(l)).flatten(1) for l in lattice}
     return torch.stack([done[g] for g in group.elements()])
 
-# %% ../nbs/03_kernel.ipynb #d833ff7a
+# %% ../nbs/03_kernel.ipynb #3e739469
 def lifting_filters(
     weight:Tensor, # (C_out, C_in, P)
     R:Tensor,      # (G, P, k²)
 )->Tensor:         # (C_out·G, C_in, k, k)
     "Every kernel in every pose: $L_g k$."
-    k = math.isqrt(R.shape[-1])
-    bank = torch.einsum('oip,gpx->ogix', weight, R)        # (C_out, G, C_in, k²)
-    return bank.flatten(0, 1).unflatten(-1, (k, k))
+    (C_out, C_in, _), k = weight.shape, math.isqrt(R.shape[-1])
+    bank = weight.flatten(0, 1) @ R.movedim(0, 1).flatten(1)              # (C_out·C_in, G·k²), in one product
+    return bank.view(C_out, C_in, -1, k, k).transpose(1, 2).flatten(0, 1)
 
 # %% ../nbs/03_kernel.ipynb #afe21973
 def relative_pose(group:FiniteGroup)->Tensor: # (G, G): row g, column h holds g⁻¹h
