@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'PEERS', 'FIELDS', 'MODES', 'NETS', 'EPOCHS', 'SWEEPS', 'CEN
            'Dense', 'Resampled', 'Peer', 'ByPixel', 'PeerNet', 'OneByOne', 'published_epoch', 'grid', 'quick',
            'read_rows', 'write_rows', 'run_cases', 'main']
 
-# %% ../nbs/15_benchmark.ipynb #0683055a
+# %% ../nbs/15_benchmark.ipynb #0b0ed5ea
 import argparse, copy, csv, importlib, io, itertools, math, os, platform, random, statistics, subprocess, sys, time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from .data import MNIST_MEAN, MNIST_STD, random_angles, rotate
 from .fold import fold
 from .group import CyclicGroup
-from .layer import GroupConv2d, LiftingConv2d
+from .layer import GroupBatchNorm, GroupConv2d, GroupLayerNorm, LiftingConv2d
 from .model import GCNN, published_gcnn
 from .separable import SeparableGroupConv2d
 from .stn import LocalizationNet, SpatialTransformer, published_transformer
@@ -411,13 +411,17 @@ class PeerNet(nn.Module):
             x = F.conv2d(F.avg_pool2d(x, 2) if i else x, conv.expand_parameters()[0], padding=0 if i else conv.kernel_size//2).div(math.sqrt(1 + 1e-5)).relu()
         return self.classifier(x.amax((2, 3)).unflatten(1, (-1, poses)).amax(2))
 
-# %% ../nbs/15_benchmark.ipynb #03ecd781
+# %% ../nbs/15_benchmark.ipynb #14456d60
 def _nets(s, mode):
     "Inputs and contenders for a whole network."
     if s.net not in NETS: raise ValueError(f"net must be one of {', '.join(NETS)}, got {s.net!r}")
     train = mode == 'train'
     wrap, net = _net_training if train else _inference, NETS[s.net]().to(s.device)
-    def twin(): return fold(net, norms=False).train(train).requires_grad_(train)
+    def twin():
+        plain = fold(net, norms=False)
+        for name, m in net.named_modules():
+            if isinstance(m, (GroupBatchNorm, GroupLayerNorm)): plain.set_submodule(name, copy.deepcopy(m))   # as they are
+        return plain.train(train).requires_grad_(train)
     def peer(name):
         net = PeerNet(name).to(s.device)
         def answer(x, *_): net.eval(); y = net(x).detach(); net.train(train); return y

@@ -151,7 +151,7 @@ class GroupConv2d(_GroupConvBase):
                f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}; lift images with LiftingConv2d")
         return self._convolve(x.flatten(1, 2), self.cached_filters())
 
-# %% ../nbs/04_layer.ipynb #43871695
+# %% ../nbs/04_layer.ipynb #cde96200
 def _check_feature(x, channels='C'):
     _check(x.ndim == 5 and channels in ('C', x.shape[1]), f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
 
@@ -159,7 +159,7 @@ def _each_pose(t, poses): return None if t is None else t.repeat_interleave(pose
 
 def _is_by_pixel(x):
     "Do the channels (and poses) of each pixel lie side by side?"
-    return x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and not _transformed()
+    return x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and x.stride(-1) > 1 and not _transformed()
 
 # %% ../nbs/04_layer.ipynb #f8737c7f
 class _ChannelNorm(nn.GroupNorm):

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['GroupPointwise', 'DepthwiseGroupConv2d', 'SeparableGroupConv2d']
 
-# %% ../nbs/04d_separable.ipynb #911e8100
+# %% ../nbs/04d_separable.ipynb #9f7e4f0c
 import math
+import torch
 from torch import Tensor, nn
+from .cache import _transformed
 from .group import FiniteGroup
 from .kernel import lifting_filters
 from .layer import GroupConv2d, _GroupConvBase, _check
@@ -22,7 +24,7 @@ class GroupPointwise(GroupConv2d):
     ):
         super().__init__(in_channels, out_channels, 1, group, groups=groups, bias=bias, device=device, dtype=dtype)
 
-# %% ../nbs/04d_separable.ipynb #d5fba725
+# %% ../nbs/04d_separable.ipynb #7934cab8
 class DepthwiseGroupConv2d(_GroupConvBase):
     "Convolve each channel and pose by itself, with the channel's kernel turned to that pose. In evaluation, `refresh()` after writes to `weight.data`."
     def __init__(self,
@@ -42,7 +44,9 @@ class DepthwiseGroupConv2d(_GroupConvBase):
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
         _check(x.ndim == 5 and x.shape[1:3] == (self.in_channels, self.group.order), f"a depthwise group convolution takes features "
                f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}")
-        return self._convolve(x.flatten(1, 2), self.cached_filters())
+        maps = x.flatten(1, 2)                         # on a CPU pixel by pixel, where the gradient of such filters is several times faster
+        if x.is_cpu and not _transformed(): maps = maps.contiguous(memory_format=torch.channels_last)
+        return self._convolve(maps, self.cached_filters())
 
 # %% ../nbs/04d_separable.ipynb #dc7f035c
 class SeparableGroupConv2d(nn.Module):
