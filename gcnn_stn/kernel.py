@@ -121,7 +121,7 @@ def group_filters(
 )->Tensor:           # (C_out·G, C_in·G, k, k)
     "Every kernel in every pose: turned in space, shuffled along the group."
     k, (C_in, G) = math.isqrt(R.shape[-1]), weight.shape[1:3]
-    entry = torch.arange(C_in, device=weight.device)[:, None]*G + relative[:, None]                   # (g, C_in, h), which kernel goes there
+    entry = torch.arange(0, C_in*G, G, device=weight.device)[:, None] + relative[:, None]             # (g, C_in, h), which kernel goes there
     shuffled = weight.flatten(1, 2).index_select(1, entry.flatten()).unflatten(1, (G, -1))            # (C_out, g, C_in·h, P)
     return (shuffled @ R).flatten(0, 1).unflatten(-1, (k, k))
 
