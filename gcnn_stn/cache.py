@@ -28,9 +28,6 @@ def _countable(t):
     return (type(t) in (nn.Parameter, Tensor) and t.is_leaf and t.grad is None and not t.is_inference() and not t.is_meta
             and not (t.device.type == 'cpu' and t.untyped_storage().is_shared()))
 
-def _fingerprint(t):
-    return id(t), t._version, t.data_ptr(), t.dtype, t.device
-
 _last_step = [None]
 def _mark_step(*_):
     "After each step of each optimizer: fused ones write without counting."
@@ -40,7 +37,12 @@ register_optimizer_step_post_hook(_mark_step)
 def _context(device):
     "What the filters depend on besides: the last optimizer step, autocast, inference mode, and on a GPU the stream that makes them."
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == 'cuda' else None
-    return _last_step[0], torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type), torch.is_inference_mode_enabled(), stream
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    return _last_step[0], autocast, torch.is_inference_mode_enabled(), stream
+
+def _state(used):
+    "What changes when one of these countable tensors does."
+    return _context(used[0].device), [(t._version, t.data_ptr(), t.dtype, t.grad is None) for t in used]
 
 # %% ../nbs/03b_cache.ipynb #d5401e00
 class FilterCache(nn.Module):
@@ -65,12 +67,12 @@ class FilterCache(nn.Module):
 def cached_filters(self:FilterCache)->Tensor:
     "`filters()`, or in evaluation what it gave last time, if nothing can have changed since."
     if torch.is_grad_enabled() and not torch.compiler.is_exporting(): self.refresh()
-    if torch.compiler.is_compiling(): return self.filters()
-    used = [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
     own = type(self._parameters.get('weight')) is nn.Parameter and not self._modules   # not parametrized, lent, or made by children
-    if self.training or _watched() or not own or not all(map(_countable, used)): return self.filters()
-    kept, key = self._kept, (_context(self.weight.device), *map(_fingerprint, used))    # first the key: a later write changes it
-    entry = kept.get('entry')
-    if entry is None or entry[0] != key:                           # held with its tensors, so that no address is used twice
-        entry = kept['entry'] = key, self.filters(), used, [t.untyped_storage() for t in used]
-    return entry[1]
+    if self.training or not own or _watched(): return self.filters()
+    kept, used = self._kept, [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
+    entry, ids = kept.get('entry'), [*map(id, used)]
+    if entry is not None and entry[0] == ids and entry[1] == _state(used): return entry[2]
+    if not all(map(_countable, used)): return self.filters()
+    state, bank = _state(used), self.filters()                     # in this order: a write in between changes the state
+    kept['entry'] = ids, state, bank, used, [t.untyped_storage() for t in used]   # held with its tensors, so that no address is used twice
+    return bank

@@ -93,8 +93,9 @@ def extra_repr(self:_GroupConvBase):
 def _convolve(self:_GroupConvBase, x, filters):
     "(B, C·…, H, W) → (B, C_out, G, H', W')"
     reach, (H, W) = self.dilation*(self.kernel_size - 1) + 1, x.shape[-2:]
-    _check(min(H, W) + 2*self.padding >= reach, f"the kernel reaches over {reach} pixels, but the padded image has "
-           f"{H + 2*self.padding}×{W + 2*self.padding}; use a larger image, more padding or a smaller kernel")
+    if min(H, W) + 2*self.padding < reach:
+        raise ValueError(f"the kernel reaches over {reach} pixels, but the padded image has {H + 2*self.padding}×{W + 2*self.padding}; "
+                         "use a larger image, more padding or a smaller kernel")
     bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
     y = F.conv2d(x, filters, bias, self.stride, self.padding, self.dilation, self.groups)
     return y.unflatten(1, (-1, self.group.order))                               # (B, C_out·G, …) → (B, C_out, G, …)
@@ -118,8 +119,8 @@ class LiftingConv2d(_GroupConvBase):
         return lifting_filters(self.weight, self.R)
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, H, W) → (B, C_out, G, H', W')
-        _check(x.ndim == 4 and x.shape[1] == self.in_channels, f"lifting takes images (B, {self.in_channels}, H, W), got "
-               f"{tuple(x.shape)}; group features go to GroupConv2d")
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"lifting takes images (B, {self.in_channels}, H, W), got {tuple(x.shape)}; group features go to GroupConv2d")
         return self._convolve(x, self.cached_filters())
 
 # %% ../nbs/04_layer.ipynb #56efe5c7
@@ -147,8 +148,9 @@ class GroupConv2d(_GroupConvBase):
         return group_filters(self.weight, self.R, self.relative)
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, G, H, W) → (B, C_out, G, H', W')
-        _check(x.ndim == 5 and x.shape[1:3] == (self.in_channels, self.group.order), f"a group convolution takes features "
-               f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}; lift images with LiftingConv2d")
+        if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
+            raise ValueError(f"a group convolution takes features (B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, "
+                             f"got {tuple(x.shape)}; lift images with LiftingConv2d")
         return self._convolve(x.flatten(1, 2), self.cached_filters())
 
 # %% ../nbs/04_layer.ipynb #cde96200
