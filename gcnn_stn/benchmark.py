@@ -235,7 +235,7 @@ def measure(
     "Race the contenders of a case whose answers are right."
     device, kind = torch.device(device), KINDS[case.kind]
     torch.manual_seed(seed)
-    fresh, makers = kind.make(SimpleNamespace(**dict(case.settings), device=device))
+    fresh, makers = kind.make(SimpleNamespace(**dict(case.settings), device=device, dtype=getattr(torch, precision)))
     able, absent = _build(makers)
     able, inputs = {n: _in_precision(c, precision, device) for n, c in able.items()}, checked(fresh(torch.Generator().manual_seed(seed + 1)))
     found = _compare(able, inputs)
@@ -343,6 +343,11 @@ def _layers(s, mode, lifting):
     if mode == 'inference': makers['folded'] = lambda: Contender(_forward(fold(ours)))
     return _features(s, lifting, mode == 'train' and not lifting), makers | {name: partial(peer, name) for name in PEERS}
 
+def _folded(s):
+    layer = _layer(s, False)
+    return _features(s, False, False), {'folded': lambda: Contender(_forward(fold(layer))), 'conv2d': lambda: Contender(_inference(Dense(layer)))}
+
+kind('folded', "a group convolution after fold, inference", order=8, channels=8, batch=8, k=5, size=28)(_folded)
 for lifting, mode in itertools.product((False, True), MODES):
     what = ('lifting' if lifting else 'group') + ('-' + mode)
     kind(what, f"{'lifting' if lifting else 'group'} convolution, {mode}", peers=True, order=8, channels=8, batch=8, k=5, size=28)(partial(_layers, mode=mode, lifting=lifting))
@@ -430,7 +435,10 @@ def _nets(s, mode):
               'ours, by pixel': lambda: Contender(wrap(ByPixel(net))), 'conv2d, by pixel': lambda: Contender(wrap(ByPixel(twin())))}
     if not train: makers['folded'] = lambda: Contender(_forward(fold(net)))
     if s.net == 'published': makers['published'] = lambda: Contender(wrap(_resample(net)))
-    if s.net == 'repaired': makers |= {name: partial(peer, name) for name in PEERS}
+    if s.net == 'repaired':
+        for name, layout in {'separable': nn.Identity, 'separable, by pixel': ByPixel}.items():   # of the same widths
+            makers[name] = lambda layout=layout: Contender(wrap(layout(GCNN(separable=True)).to(s.device)), tolerance=math.inf)
+        makers |= {name: partial(peer, name) for name in PEERS}
     def fresh(g):
         x, y = torch.randn(s.batch, 1, 28, 28, generator=g), torch.randint(10, (s.batch,), generator=g)
         return tuple(t.to(s.device) for t in ((x, y) if train else (x,)))
@@ -515,9 +523,9 @@ def _epochs(s): # the published way is the first
     return fresh, {name: lambda make=make: Contender(make(), tolerance=math.inf) for name, make in makers.items()}
 
 # %% ../nbs/15_benchmark.ipynb #5d808e05
-@kind('peak-matmul', "a large matrix product", size=2048)
+@kind('peak-matmul', "a large matrix product, of matrices in the precision of the race", size=4096)
 def _matmul(s):
-    return (lambda g: tuple(torch.randn(s.size, s.size, generator=g).to(s.device) for _ in range(2))), {'torch': lambda: Contender(torch.mm)}
+    return (lambda g: tuple(torch.randn(s.size, s.size, generator=g).to(s.device, s.dtype) for _ in range(2))), {'torch': lambda: Contender(torch.mm)}
 
 @kind('peak-copy', "a large copy", megabytes=256)
 def _copy(s):
@@ -537,7 +545,7 @@ def _sweep(kind, axes=tuple(SWEEPS)):
 
 def grid()->list: # of names
     "The cases of a whole run."
-    bars = [_name(f'group-{mode}', order=o, channels=c, batch=b) for mode in ('train', 'inference') for o, c, b in BAR_SIZES]
+    bars = [_name(what, order=o, channels=c, batch=b) for what in ('group-train', 'group-inference', 'folded') for o, c, b in BAR_SIZES]
     nets = [_name(f'net-{mode}', net=net) for mode in ('train', 'inference') for net in NETS]
     sweeps = [*_sweep('group-train'), *_sweep('group-forward', ['order']), *_sweep('group-inference', ['order', 'size']), *_sweep('lifting-train', ['order', 'channels']),
               *_sweep('lifting-forward', ['order']), *_sweep('separable-train', ['order']), *_sweep('separable-forward', ['order'])]

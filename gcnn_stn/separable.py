@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .cache import _transformed
 from .group import FiniteGroup
 from .kernel import lifting_filters
-from .layer import GroupConv2d, _GroupConvBase, _check
+from .layer import GroupConv2d, _GroupConvBase
 
 # %% ../nbs/04d_separable.ipynb #8b7a660d
 class GroupPointwise(GroupConv2d):
@@ -42,8 +42,8 @@ class DepthwiseGroupConv2d(_GroupConvBase):
         return lifting_filters(self.weight, self.R)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
-        _check(x.ndim == 5 and x.shape[1:3] == (self.in_channels, self.group.order), f"a depthwise group convolution takes features "
-               f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}")
+        if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
+            raise ValueError(f"a depthwise group convolution takes features (B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}")
         maps = x.flatten(1, 2)                         # on a CPU pixel by pixel, where the gradient of such filters is several times faster
         if x.is_cpu and not _transformed(): maps = maps.contiguous(memory_format=torch.channels_last)
         return self._convolve(maps, self.cached_filters())
