@@ -436,7 +436,7 @@ def _nets(s, mode):
     if not train: makers['folded'] = lambda: Contender(_forward(fold(net)))
     if s.net == 'published': makers['published'] = lambda: Contender(wrap(_resample(net)))
     if s.net == 'repaired':
-        for name, layout in {'separable': nn.Identity, 'separable, by pixel': ByPixel}.items():   # of the same widths
+        for name, layout in {'separable': nn.Sequential, 'separable, by pixel': ByPixel}.items():   # of the same widths
             makers[name] = lambda layout=layout: Contender(wrap(layout(GCNN(separable=True)).to(s.device)), tolerance=math.inf)
         makers |= {name: partial(peer, name) for name in PEERS}
     def fresh(g):
