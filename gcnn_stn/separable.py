@@ -44,9 +44,13 @@ class DepthwiseGroupConv2d(_GroupConvBase):
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
             raise ValueError(f"a depthwise group convolution takes features (B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}")
-        maps = x.flatten(1, 2)                         # on a CPU pixel by pixel, where the gradient of such filters is several times faster
-        if x.is_cpu and not _transformed(): maps = maps.contiguous(memory_format=torch.channels_last)
+        maps = x.flatten(1, 2)
+        if x.is_cpu and not _transformed(): return self._on_cpu(maps.contiguous(memory_format=torch.channels_last))
         return self._convolve(maps, self.cached_filters())
+
+    def _on_cpu(self, maps): # where the gradient of such filters is several times faster pixel by pixel, and twice as fast in float32 as in bfloat16
+        if not (torch.is_grad_enabled() and torch.is_autocast_enabled('cpu')): return self._convolve(maps, self.cached_filters())
+        with torch.autocast('cpu', enabled=False): return self._convolve(maps.to(self.weight.dtype), self.filters())
 
 # %% ../nbs/04d_separable.ipynb #dc7f035c
 class SeparableGroupConv2d(nn.Module):
