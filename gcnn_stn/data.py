@@ -156,8 +156,9 @@ def rotation_grid(
     angle = torch.deg2rad(degrees.to(wide))
     c, s = (f(angle).to(dtype)[:, None] for f in (torch.cos, torch.sin))             # (B, 1)
     x, y = (torch.arange(n, dtype=dtype, device=degrees.device) - (n - 1)/2 for n in (width, height))   # (W,), (H,)
-    def place(u, v): return torch.stack([u*(2/width), v*(2/height)], dim=1)          # (B, 2, W or H)
-    return (place(c*x, s*x)[:, :, None] + place(-s*y, c*y)[..., None]).movedim(1, -1)   # two planes are written faster than pairs
+    across, down = torch.stack([c*x, s*x], dim=1), torch.stack([-s*y, c*y], dim=1)   # (B, 2, W), (B, 2, H)
+    unit = torch.stack([torch.full((1, 1), 2/n, dtype=dtype, device=degrees.device) for n in (width, height)])   # (2, 1, 1)
+    return (across[:, :, None] + down[..., None]).mul_(unit).movedim(1, -1)          # (B, 2, H, W): two planes are written faster than pairs
 
 # %% ../nbs/00_data.ipynb #bff2f24d
 def _check_rotate(x, degrees):
