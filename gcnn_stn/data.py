@@ -145,6 +145,17 @@ def show_images(
     return axs
 
 # %% ../nbs/00_data.ipynb #71e28299
+def _places(degrees, height, width, dtype):
+    "What each column and each row adds to the place that a pixel reads, from the centre: (B, 2, 1, W), (B, 2, H, 1); and the unit of both (2, 1, 1)."
+    wide = torch.float32 if degrees.device.type == 'mps' else torch.float64   # so that cos 90° is 6e-17
+    angle = torch.deg2rad(degrees.to(wide))
+    c, s = (f(angle).to(dtype)[:, None] for f in (torch.cos, torch.sin))      # (B, 1)
+    x, y = (torch.arange(n, dtype=dtype, device=degrees.device) - (n - 1)/2 for n in (width, height))   # (W,), (H,)
+    unit = torch.stack([torch.full((1, 1), 2/n, dtype=dtype, device=degrees.device) for n in (width, height)])
+    return torch.stack([c*x, s*x], dim=1)[:, :, None], torch.stack([-s*y, c*y], dim=1)[..., None], unit
+
+def _grid(across, down, unit): return (across + down).mul_(unit).movedim(1, -1)   # two planes are written faster than pairs
+
 def rotation_grid(
     degrees:Tensor,     # counter-clockwise angles (B,)
     height:int,         # of the images, in pixels
@@ -152,13 +163,7 @@ def rotation_grid(
     dtype:torch.dtype,  # of the grid
 )->Tensor:              # where each output pixel reads, x then y, edges at ±1: (B, H, W, 2)
     "The sampling grid of a rotation about the image's centre."
-    wide = torch.float32 if degrees.device.type == 'mps' else torch.float64   # so that cos 90° is 6e-17
-    angle = torch.deg2rad(degrees.to(wide))
-    c, s = (f(angle).to(dtype)[:, None] for f in (torch.cos, torch.sin))             # (B, 1)
-    x, y = (torch.arange(n, dtype=dtype, device=degrees.device) - (n - 1)/2 for n in (width, height))   # (W,), (H,)
-    across, down = torch.stack([c*x, s*x], dim=1), torch.stack([-s*y, c*y], dim=1)   # (B, 2, W), (B, 2, H)
-    unit = torch.stack([torch.full((1, 1), 2/n, dtype=dtype, device=degrees.device) for n in (width, height)])   # (2, 1, 1)
-    return (across[:, :, None] + down[..., None]).mul_(unit).movedim(1, -1)          # (B, 2, H, W): two planes are written faster than pairs
+    return _grid(*_places(degrees, height, width, dtype))
 
 # %% ../nbs/00_data.ipynb #bff2f24d
 def _check_rotate(x, degrees):
@@ -170,9 +175,8 @@ def _check_rotate(x, degrees):
         raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, got {tuple(degrees.shape)}")
 
 # %% ../nbs/00_data.ipynb #ab6c9cbb
-def _rotate(x, degrees):
+def _rotate(x, grid):
     f = x if x.dtype == torch.float64 else x.float()       # half precision can't tell places apart
-    grid = rotation_grid(degrees, *x.shape[-2:], f.dtype)
     def read(t): return F.grid_sample(t, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
     mask = read(f.new_ones(1, 1, 1, 1).expand(len(f), 1, *f.shape[-2:]))   # (B, 1, H, W)
     f = read(f).mul_(mask)                                 # (B, C, H, W)
@@ -185,8 +189,9 @@ def rotate(
     "Turn each image about its centre: bilinear, filled with 0, as torchvision's `RandomRotation` does."
     degrees = torch.as_tensor(degrees, device=x.device)
     _check_rotate(x, degrees)
-    n = max(1, 300_000//max(1, math.prod(x.shape[1:])))    # images at a time
-    return torch.cat([_rotate(*part) for part in zip(x.split(n), degrees.split(n))])
+    *lines, unit = _places(degrees, *x.shape[-2:], torch.float64 if x.dtype == torch.float64 else torch.float32)
+    n = max(1, 150_000//max(1, math.prod(x.shape[1:])))    # images at a time
+    return torch.cat([_rotate(part, _grid(*line, unit)) for part, *line in zip(x.split(n), *(l.split(n) for l in lines))])
 
 # %% ../nbs/00_data.ipynb #1fe4d7de
 def random_angles(
