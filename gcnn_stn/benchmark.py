@@ -343,11 +343,11 @@ def _layers(s, mode, lifting):
     if mode == 'inference': makers['folded'] = lambda: Contender(_forward(fold(ours)))
     return _features(s, lifting, mode == 'train' and not lifting), makers | {name: partial(peer, name) for name in PEERS}
 
+@kind('folded', "a group convolution after fold, inference", order=8, channels=8, batch=8, k=5, size=28)
 def _folded(s):
     layer = _layer(s, False)
     return _features(s, False, False), {'folded': lambda: Contender(_forward(fold(layer))), 'conv2d': lambda: Contender(_inference(Dense(layer)))}
 
-kind('folded', "a group convolution after fold, inference", order=8, channels=8, batch=8, k=5, size=28)(_folded)
 for lifting, mode in itertools.product((False, True), MODES):
     what = ('lifting' if lifting else 'group') + ('-' + mode)
     kind(what, f"{'lifting' if lifting else 'group'} convolution, {mode}", peers=True, order=8, channels=8, batch=8, k=5, size=28)(partial(_layers, mode=mode, lifting=lifting))

@@ -49,8 +49,9 @@ class DepthwiseGroupConv2d(_GroupConvBase):
         return self._convolve(maps, self.cached_filters())
 
     def _on_cpu(self, maps): # where the gradient of such filters is several times faster pixel by pixel, and twice as fast in float32 as in bfloat16
-        if not (torch.is_grad_enabled() and torch.is_autocast_enabled('cpu')): return self._convolve(maps, self.cached_filters())
-        with torch.autocast('cpu', enabled=False): return self._convolve(maps.to(self.weight.dtype), self.filters())
+        if torch.is_grad_enabled() and torch.is_autocast_enabled('cpu'):
+            with torch.autocast('cpu', enabled=False): return self._on_cpu(maps.to(self.weight.dtype))
+        return self._convolve(maps, self.cached_filters())
 
 # %% ../nbs/04d_separable.ipynb #dc7f035c
 class SeparableGroupConv2d(nn.Module):
