@@ -6,16 +6,20 @@
 __all__ = ['disc', 'equivariance_error', 'smooth_images', 'size_rule']
 
 # %% ../nbs/02_equivariance.ipynb #02322fbe
+import math
+from numbers import Real
 import torch
 from torch import Tensor
+from .data import _generator, _listed, _whole, _wide
 from .group import FiniteGroup, act
 
 # %% ../nbs/02_equivariance.ipynb #1f5dcf4d
 def disc(
     height:int, width:int,
-)->Tensor: # 1 on the largest disc that fits, 0 outside (H, W)
+)->Tensor: # 1 on the largest disc that fits, 0 outside, float32 (H, W)
     "The part of an image that stays inside when it is turned about its centre."
-    y, x = torch.arange(height) - (height - 1)/2, torch.arange(width) - (width - 1)/2
+    height, width = _whole('height', height, 1), _whole('width', width, 1)
+    y, x = (torch.arange(n, dtype=torch.float64, device='cpu') - (n - 1)/2 for n in (height, width))
     return (torch.hypot(y[:, None], x) <= min(height, width)/2).float()
 
 # %% ../nbs/02_equivariance.ipynb #15602342
@@ -27,15 +31,34 @@ def equivariance_error(
     elements=None,     # which elements to try; None: all
 )->Tensor:             # relative error of each element (G,)
     "How far `f` is from commuting with `group`: ‖f(L_g x) − L_g f(x)‖ / ‖L_g f(x)‖."
-    y = f(x)
+    elements = _elements(group, elements)
+    y = _measurable(f(x))
     def error(g):
-        there, back = f(act(group, g, x)), act(group, g, y)
-        if there.shape != back.shape: return torch.tensor(torch.inf)
+        there, back = _measurable(f(act(group, g, x))), act(group, g, y)
+        if there.shape != back.shape: return torch.tensor(torch.inf, device='cpu')
         if back.ndim > 2 and not group.lattice[g]:
             mask = disc(*back.shape[-2:]).to(back)
             there, back = there*mask, back*mask
         return (there - back).norm()/back.norm().clamp_min(torch.finfo(back.dtype).tiny)
-    return torch.stack([error(g).cpu() for g in (group.elements() if elements is None else elements)])
+    return torch.stack([error(g).cpu() for g in elements])
+
+# %% ../nbs/02_equivariance.ipynb #d02e0001
+def _elements(group, elements):
+    "The elements to try."
+    if not isinstance(group, FiniteGroup):
+        raise ValueError(f"group must be a group such as CyclicGroup(8), got {group!r}")
+    elements = group.elements() if elements is None else _listed('elements', elements)
+    if not elements:
+        raise ValueError(f"elements must be at least one of 0 … {group.order - 1}, got none; leave it out to try all")
+    return [group.element(g) for g in elements]
+
+def _measurable(y):
+    "An output as it is compared, in float32 at least."
+    kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+    if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()):
+        raise ValueError(f"f must return one floating tensor, got {kind}; "
+                         "take one of several by lambda x: f(x)[0], and scores instead of labels")
+    return _wide(y)
 
 # %% ../nbs/02_equivariance.ipynb #0689b2ac
 def smooth_images(
@@ -47,13 +70,24 @@ def smooth_images(
     dtype=torch.float32,
 )->Tensor:             # (n, channels, size, size), mean square 1
     "Random images without fine detail that fade out towards the border: rotation hardly hurts them."
-    noise = torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    k = torch.fft.fftfreq(size, dtype=torch.float64)
+    _check_smooth(detail, dtype)
+    n, size, channels = _whole('n', n), _whole('size', size, 1), _whole('channels', channels, 1)
+    like = dict(dtype=torch.float64, device='cpu')
+    noise = torch.randn(n, channels, size, size, generator=_generator(seed), **like)
+    k = torch.fft.fftfreq(size, **like)
     low = torch.exp(-(k[:, None]**2 + k**2)/(2*detail**2))
     x = torch.fft.ifft2(torch.fft.fft2(noise)*low).real
-    p = (torch.arange(size) - (size - 1)/2)/(.45*size)
+    p = (torch.arange(size, **like) - (size - 1)/2)/(.45*size)
     window = torch.cos(torch.hypot(p[:, None], p).clamp(max=1)*torch.pi/2)**2
     return (x*window/(x*window).square().mean((1, 2, 3), keepdim=True).sqrt()).to(dtype)
+
+# %% ../nbs/02_equivariance.ipynb #d02e0002
+def _check_smooth(detail, dtype):
+    "Refuse what no smooth image could have."
+    if not isinstance(detail, Real) or not 0 < detail < math.inf:
+        raise ValueError(f"detail must be a positive number of cycles per pixel, got {detail!r}; .05 is smooth")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating, such as torch.float32, got {dtype!r}")
 
 # %% ../nbs/02_equivariance.ipynb #6dbf71eb
 def size_rule(
@@ -61,5 +95,16 @@ def size_rule(
     kernel_size:int, stride:int=1, padding:int=0, dilation:int=1,
 )->bool:
     "Do the windows of a convolution or pooling end flush with the image, so that they look at symmetric places?"
-    if stride < 1: raise ValueError(f"stride must be at least 1, got {stride}")
-    return (size + 2*padding - dilation*(kernel_size - 1) - 1) % stride == 0
+    _whole('padding', padding)
+    rest = size + 2*padding - _window(size, kernel_size, stride, dilation)
+    if rest < 0:
+        raise ValueError(f"a window of {kernel_size} at dilation {dilation} must fit into the image, "
+                         f"got {size} + 2·{padding} pixels; pad by {-(rest//2)} more, or take a smaller window")
+    return rest % stride == 0
+
+# %% ../nbs/02_equivariance.ipynb #d02e0003
+def _window(size, kernel_size, stride, dilation):
+    "How many pixels a window covers, from its first to its last."
+    numbers = dict(size=size, kernel_size=kernel_size, stride=stride, dilation=dilation)
+    for name, value in numbers.items(): _whole(name, value, 1)
+    return dilation*(kernel_size - 1) + 1
