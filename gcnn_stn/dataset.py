@@ -11,7 +11,6 @@ __all__ = ['TORCHVISION', 'SPLITS', 'DEFAULTS', 'ROT_SIZES', 'AMAT', 'LEANS', 'O
 import inspect
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import _cache, content_hash, mnist, random_angles, rotate, split
+from .data import (_cache, _flag, _generator, _index, _named, _whole, content_hash, mnist,
+                           on_cpu, random_angles, rotate, split, user_path)
 
 # %% ../nbs/00b_dataset.ipynb #aa5e421c
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,43 +45,80 @@ def pixel_statistics(
     x:Tensor,  # images uint8 (N, C, H, W)
 )->tuple:      # mean and standard deviation of each channel, of values in [0, 1], float64 (C,) both
     "Mean and spread of each channel, by counting bytes."
+    _check_bytes('images', x)
     counts = torch.stack([c.flatten().bincount(minlength=256) for c in x.unbind(1)])   # (C, 256)
-    p, v = counts/counts.sum(1, keepdim=True, dtype=torch.float64), torch.arange(256, dtype=torch.float64)/255
+    p = counts/counts.sum(1, keepdim=True, dtype=torch.float64)
+    v = torch.arange(256, dtype=torch.float64, device=x.device)/255
     mean = p @ v
     return mean, (p*(v - mean[:, None])**2).sum(1).sqrt()
 
+# %% ../nbs/00b_dataset.ipynb #e00b0001
+def _check_bytes(name, x):
+    "Refuse what isn't a stack of images in bytes, with the way to make one of it."
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}; torch.as_tensor makes one")
+    fix = ''
+    if x.dtype != torch.uint8: fix = '(255*x).round().byte() makes bytes of fractions'
+    elif x.ndim == 3: fix = 'x[:, None] gives grey images their channel'
+    elif x.ndim != 4 or 0 in x.shape: fix = 'stack images, at least one, with at least one pixel'
+    elif x.shape[1] > 4 and x.shape[3] <= 4: fix = 'x.movedim(-1, 1) puts the channels second'
+    if fix: raise ValueError(f"{name} must be uint8 (N, C, H, W), got {x.dtype} {tuple(x.shape)}; {fix}")
+
 # %% ../nbs/00b_dataset.ipynb #ac0923a5
-def _check_parts(name, train, test, std):
-    "Refuse what no network could be trained and tested on."
+def _part(name, part, which):
+    "Images and labels of one part."
+    if not isinstance(part, (tuple, list)) or len(part) != 2:
+        raise ValueError(f"{which} of {name} must be a pair of images and labels, got {type(part).__name__}; write (x, y)")
+    x, y = (torch.from_numpy(t) if isinstance(t, np.ndarray) else t for t in part)
+    _check_bytes(f'{which} images of {name}', x)
+    _check_labels(f'{which} labels of {name}', y, len(x))
+    return x.contiguous(), y.long()
+
+def _check_labels(name, y, n):
+    "Refuse all but one whole number for each image."
+    if not isinstance(y, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(y).__name__}; torch.as_tensor makes one")
+    fix = ''
+    if y.ndim == 2: fix = 'y.argmax(1) reads one-hot labels, y[:, 0] a column of numbers'
+    elif y.is_floating_point() or y.is_complex(): fix = 'y.long() makes whole numbers of them'
+    elif y.shape != (n,): fix = 'give each image its label'
+    if fix: raise ValueError(f"{name} must be {n} whole numbers (N,), got {y.dtype} {tuple(y.shape)}; {fix}")
+
+def _check_parts(name, train, test, std, classes):
+    "How many classes there are; but refuse what no network could be trained and tested on."
     (x, y), (x_test, y_test) = train, test
     if x.shape[1:] != x_test.shape[1:]:
         raise ValueError(f"images of {name} must be of one shape, got {tuple(x.shape[1:])} for training and "
                          f"{tuple(x_test.shape[1:])} for the test; pass a size, such as size=64")
-    if min(y.min(), y_test.min()) < 0: raise ValueError(f"labels of {name} must be at least 0, got {min(y.min(), y_test.min())}")
+    low, high = (int(end) for end in torch.cat([y, y_test]).aminmax())
+    if low < 0: raise ValueError(f"labels of {name} must be at least 0, got {low}; count from 0")
+    if classes and high >= classes:
+        raise ValueError(f"labels of {name} must be below classes = {classes}, got {high}; count from 0, or give more classes")
     if not min(std) > 0: raise ValueError(f"each channel of {name} must vary over its training images, "
                                           f"got standard deviations {std}; leave that channel out")
+    return classes or high + 1
 
 # %% ../nbs/00b_dataset.ipynb #2c134b19
 def image_data(
     name:str,
     train:tuple,     # images uint8 (N, C, H, W), labels integers (N,)
     test:tuple,      # the same
-    classes:int=0,   # at least so many, even if the last ones do not occur
+    classes:int=0,   # how many there are, even if the last ones do not occur; 0: as many as the labels tell
     hash:str=None,   # None: that of all images and labels
 )->ImageData:
     "A data set from its tensors; all else is read off them."
-    train, test = ((x.contiguous(), y.long()) for x, y in (train, test))
+    train, test = _part(name, train, 'training'), _part(name, test, 'test')
     mean, std = (tuple(round(v, 4) for v in values.tolist()) for values in pixel_statistics(train[0]))
-    _check_parts(name, train, test, std)
+    classes = _check_parts(name, train, test, std, _whole('classes', classes))
     if len(mean) == 1: mean, std = mean[0], std[0]
-    classes = max(classes, 1 + int(train[1].max()), 1 + int(test[1].max()))
     return ImageData(name, train, test, classes, mean, std, hash or content_hash(*train, *test))
 
 # %% ../nbs/00b_dataset.ipynb #e4f7bf2c
 def _pair(size):
     "Height and width from one number or two."
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
-    if len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair): return pair
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    found = [_index(n) for n in pair]
+    if len(found) == 2 and all(n is not None and n > 0 for n in found): return tuple(found)
     raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
 
 def resize(
@@ -89,12 +126,14 @@ def resize(
     size,      # height and width, or one number for both
 )->Tensor:     # uint8 (N, C, height, width)
     "Scale images until they cover `size`, keeping their proportions, and cut the middle out."
+    _check_bytes('images', x)
     (h, w), (height, width) = x.shape[-2:], _pair(size)
     scale = max(height/h, width/w)
     cover = max(height, round(scale*h)), max(width, round(scale*w))
     if cover != (h, w):
-        parts = (F.interpolate(part.float(), cover, mode='bilinear', antialias=True, align_corners=False) for part in x.split(1000))
-        x = torch.cat([part.round().byte() for part in parts])
+        scaled = [F.interpolate(part.float(), cover, mode='bilinear', antialias=True, align_corners=False)
+                  for part in x.split(1000)]
+        x = torch.cat([part.round().byte() for part in scaled])
     top, left = (cover[0] - height)//2, (cover[1] - width)//2
     return x[..., top:top + height, left:left + width]   # (N, C, height, width)
 
@@ -133,44 +172,95 @@ def _part_arguments(cls):
 def _open(name, root, download, options):
     "One part of a torchvision set."
     from torchvision import datasets
-    cls = getattr(datasets, name)
-    root = Path(root or os.environ.get('GCNN_STN_DATA') or _cache()).expanduser()
-    if 'root' in inspect.signature(cls).parameters: options = dict(root=root, download=download) | options
-    try: return cls(**options)
+    cls, where = getattr(datasets, name), ''
+    if 'root' in inspect.signature(cls).parameters:
+        root = _named(root)[1] or _cache()
+        options, where = dict(root=root, download=download) | options, f' under {root}'
+    try: dataset = cls(**options)
     except ImportError as e:
         raise ImportError(f"torchvision reads {name} with the package {e.name!r}, which is not installed; pip install {e.name}") from e
     except (OSError, RuntimeError) as e:
-        if download: raise ConnectionError(f"{name} must be downloaded or lie whole under {root}, got {e}; "
+        if download: raise ConnectionError(f"{name} must be downloaded or lie whole{where}, got {e}; "
                                            f"place its files there by hand") from e
-        raise ValueError(f"{name} must lie whole under {root} if download=False, got {e}; "
+        raise ValueError(f"{name} must lie whole{where} if download=False, got {e}; "
                          "pass download=True, or name its folder by root or GCNN_STN_DATA") from e
+    if hasattr(dataset, 'loader') and 'loader' not in options: dataset.loader = _picture
+    return dataset
 
 # %% ../nbs/00b_dataset.ipynb #3cb7233e
+def _picture(path):
+    "A picture as it is stored: torchvision's own reader would cut 16 bits off at 255 and drop transparency."
+    from PIL import Image, ImageOps
+    with Image.open(path) as image: return ImageOps.exif_transpose(image)
+
+def _deep(image):
+    "Pixels of more than 8 bits as bytes (H, W)."
+    values = np.array(image).astype(np.float64)
+    white = 1 if image.mode == 'F' else 65535
+    if not (values.min() >= 0 and values.max() <= white):
+        raise ValueError(f"a picture of mode {image.mode} must have values from 0 to {white}, "
+                         f"got {values.min():.6g} to {values.max():.6g}; scale it first")
+    values[values == image.info.get('transparency', -1)] = 0
+    return (values*(255/white)).round().astype(np.uint8)
+
+def _shallow(image):
+    "Pixels of at most 8 bits as bytes (H, W, C), on black where they are transparent."
+    grey = image.mode in ('1', 'L', 'LA', 'La')
+    if image.mode[-1] not in 'Aa' and 'transparency' not in image.info:
+        return np.array(image.convert('L' if grey else 'RGB')).reshape(*image.size[::-1], -1)
+    layers = np.array(image.convert('LA' if grey else 'RGBA')).astype(np.uint16)
+    return ((layers[..., :-1]*layers[..., -1:] + 127)//255).astype(np.uint8)
+
 def _bytes(image):
-    "A PIL image as a batch of one, uint8 (1, C, H, W)."
-    array = np.array(image.convert('L' if image.mode in ('1', 'L') else 'RGB'))   # (H, W) or (H, W, 3)
-    return torch.from_numpy(array).reshape(1, *array.shape[:2], -1).movedim(-1, 1)
+    "A picture as a batch of one, uint8 (1, C, H, W)."
+    from PIL import Image, ImageOps
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"a data set must give pictures of PIL's, got {type(image).__name__}; leave out its transform")
+    image = ImageOps.exif_transpose(image)
+    is_deep = image.mode[0] in 'IF'
+    array = _deep(image)[..., None] if is_deep else _shallow(image)   # (H, W, C)
+    return torch.from_numpy(array)[None].movedim(-1, 1)
+
+# %% ../nbs/00b_dataset.ipynb #e00b0002
+def _source(dataset, i):
+    "The file of image i, if the set keeps a list of its files."
+    for kept in vars(dataset).values() if hasattr(dataset, '__dict__') else ():
+        if isinstance(kept, (list, tuple)) and len(kept) == len(dataset):
+            file = kept[i][0] if isinstance(kept[i], tuple) else kept[i]
+            if isinstance(file, (str, os.PathLike)) and os.path.isfile(file): return file
+    return f'image {i}'
+
+def _item(dataset, i, name):
+    "Image i as bytes, and its label; if that fails, the error says whose fault it is."
+    try:
+        picture, label = dataset[i]
+        return _bytes(picture), _whole('label', label)
+    except Exception as e:
+        raise ValueError(f"{_source(dataset, i)} of {name} must be a whole picture with a label, got {e}; "
+                         "mend or remove it") from e
 
 def _visit(dataset, name, size):
     "Images and labels of a set, one after the other."
+    if not len(dataset): raise ValueError(f"{name} must hold images, got none")
     images, labels = [], []
     for i in tqdm(range(len(dataset)), desc=name, unit='image', delay=2, leave=False):
-        image, label = _bytes(dataset[i][0]), dataset[i][1]
+        image, label = _item(dataset, i, name)
         images.append(image if size is None else resize(image, size))
-        labels.append(int(label))
+        labels.append(label)
         if images[-1].shape[2:] != images[0].shape[2:]:
             raise ValueError(f"images of {name} must be of one size, got {tuple(images[0].shape[2:])} and "
                              f"{tuple(images[-1].shape[2:])} pixels; pass a size, such as size=64")
-    channels = max((image.shape[1] for image in images), default=0)
-    if not images: raise ValueError(f"{name} must hold images, got none")
-    return torch.cat([image.expand(-1, channels, -1, -1) for image in images]), torch.tensor(labels)
+    channels = max(image.shape[1] for image in images)
+    x = torch.cat([image.expand(-1, channels, -1, -1) for image in images])
+    return x, torch.tensor(labels, device='cpu')
 
 # %% ../nbs/00b_dataset.ipynb #41d1f932
 def _arrays(dataset):
-    "Images and labels of a set that keeps them in arrays, or None."
+    "Images and labels of a set that keeps them in arrays of bytes, or None."
     x, y = getattr(dataset, 'data', None), getattr(dataset, 'targets', getattr(dataset, 'labels', None))
     if not isinstance(x, (Tensor, np.ndarray)) or y is None or not len(x): return None
     x, y = torch.as_tensor(x), torch.as_tensor(y)
+    if x.dtype != torch.uint8: return None
     if x.ndim == 3: x = x[:, None]                                      # (N, 1, H, W)
     if x.ndim == 4 and x.shape[-1] in (1, 3): x = x.movedim(-1, 1)      # (N, C, H, W), channels were last
     y = y.reshape(len(x), -1)[:, 0]                                     # (N,): QMNIST has the writer beside the label
@@ -191,6 +281,7 @@ def _read_part(dataset, name, size):
     return (x if size is None else resize(x, size)), y
 
 # %% ../nbs/00b_dataset.ipynb #c09ed54e
+@on_cpu
 def from_torchvision(
     name:str,            # of the class, one of TORCHVISION
     root=None,           # folder of the files; None: GCNN_STN_DATA, or else the user's cache
@@ -200,21 +291,33 @@ def from_torchvision(
 )->ImageData:
     "A set that torchvision knows."
     from torchvision import datasets
+    if name not in TORCHVISION: raise ValueError(f"name must be one of {', '.join(TORCHVISION)}, got {name!r}; mind capital letters")
+    _flag('download', download)
+    if size is not None: size = _pair(size)
+    cls = getattr(datasets, name)
+    _check_options(name, options, _arguments(cls))
     options = DEFAULTS.get(name, {}) | options
-    sets = [_open(name, root, download, options | part) for part in _part_arguments(getattr(datasets, name))]
+    sets = [_open(name, root, download, options | part) for part in _part_arguments(cls)]
     parts = [_read_part(dataset, name, size) for dataset in sets]
     if len(parts) == 1: parts = _divide(*parts[0])
     return image_data(name, *parts, classes=len(getattr(sets[0], 'classes', ())))
+
+def _check_options(name, options, known):
+    "Refuse options that a set doesn't have."
+    known = sorted(set(known) - {'self', 'root', 'download', 'args', 'kwargs'})
+    for option in options:
+        if option not in known:
+            raise ValueError(f"options of {name} must be among {known}, got {option!r}; leave it out")
 
 # %% ../nbs/00b_dataset.ipynb #36cbb8c3
 ROT_SIZES = 12_000, 50_000   # for training, for the test
 
 def draw_rot(
-    seed:int=0,
+    seed:int=0,  # below 2³²
 )->tuple:  # which of the 70,000 digits, int64 (62,000,); their angles in degrees, float32 (62,000,)
     "The digits and angles of a rotated MNIST."
-    g = torch.Generator().manual_seed(seed)
-    return torch.randperm(70_000, generator=g)[:sum(ROT_SIZES)], random_angles(sum(ROT_SIZES), g)
+    g = _generator(seed)
+    return torch.randperm(70_000, generator=g, device='cpu')[:sum(ROT_SIZES)], random_angles(sum(ROT_SIZES), g)
 
 # %% ../nbs/00b_dataset.ipynb #0d5447ec
 def mnist_rot(
@@ -250,6 +353,9 @@ def read_amat(
     lines:int=None,  # so many, or it is an error
 )->tuple:            # images uint8 (N, 1, 28, 28), row by row as in the file; labels int64 (N,)
     "Digits from an amat file."
+    path = user_path(path)
+    if lines is not None: _whole('lines', lines, 1)
+    if not os.path.isfile(path): raise ValueError(f"path must be an amat file, got none at {str(path)!r}; mind the folder")
     try: table = np.loadtxt(path, np.float32, ndmin=2)   # (N, 785)
     except ValueError as e: raise ValueError(f"{path} must be numbers in 785 columns, got {e}; it is not whole: fetch it again") from e
     _check_amat(path, table, lines)
@@ -261,8 +367,9 @@ def chirality(
     x:Tensor,  # images (N, 1, H, W)
 )->Tensor:     # in [−1, 1], float64 (N,)
     "A number that stays when an image turns and changes its sign in the mirror."
+    if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f"images must be grey (N, 1, H, W), got {tuple(x.shape)}")
     f = x[:, 0].double()
-    h, w = torch.arange(f.shape[1]).double(), torch.arange(f.shape[2]).double()
+    h, w = (torch.arange(n, dtype=torch.float64, device=x.device) for n in f.shape[1:])
     total = f.sum((1, 2)).clamp_min(1e-9)
     top, left = (f.sum(2) @ h)/total, (f.sum(1) @ w)/total                                    # centre of mass (N,)
     z = torch.complex(*torch.broadcast_tensors(w - left[:, None, None], (top[:, None] - h)[..., None]))   # (N, H, W), upwards
@@ -286,9 +393,10 @@ def mnist_rot_original(
     folder,   # holds the two amat files
 )->ImageData:
     "MNIST-rot from its original files."
-    missing = [name for name in AMAT if not (Path(folder)/name).is_file()]
+    folder = user_path(folder)
+    missing = [name for name in AMAT if not os.path.isfile(folder/name)]
     if missing: raise ValueError(f"folder must hold both {' and '.join(AMAT)}, got no {missing[0]} in {str(folder)!r}")
-    parts = [read_amat(Path(folder)/name, lines) for name, lines in AMAT.items()]
+    parts = [read_amat(folder/name, lines) for name, lines in AMAT.items()]
     if is_mirrored(*parts[0]): parts = [(x.mT, y) for x, y in parts]
     return image_data('mnist-rot-original', *parts)
 
@@ -299,8 +407,8 @@ def _mnist(root, download):
 
 def _rot(root, download, seed=0):
     "The original MNIST-rot if its files lie in `root` or GCNN_STN_DATA, or else one made anew."
-    folder = root or os.environ.get('GCNN_STN_DATA')
-    if folder and any((Path(folder)/name).is_file() for name in AMAT): return mnist_rot_original(folder)
+    _, folder = _named(root)
+    if folder is not None and any(os.path.isfile(folder/name) for name in AMAT): return mnist_rot_original(folder)
     return mnist_rot(seed, root, download)
 
 OWN = {'mnist': _mnist, 'MNIST': _mnist, 'mnist-rot': _rot, 'digits': lambda root, download: digits()}
@@ -308,7 +416,7 @@ OWN = {'mnist': _mnist, 'MNIST': _mnist, 'mnist-rot': _rot, 'digits': lambda roo
 def _resized(data, size):
     "A data set with images of another size; its hash is that of the original and the size."
     parts = ((resize(x, size), y) for x, y in (data.train, data.test))
-    recipe = content_hash(torch.tensor([*data.hash.encode(), *_pair(size)]))
+    recipe = content_hash(torch.tensor([*data.hash.encode(), *_pair(size)], device='cpu'))
     return image_data(data.name, *parts, classes=data.classes, hash=recipe)
 
 # %% ../nbs/00b_dataset.ipynb #d679d707
@@ -322,7 +430,10 @@ def load_dataset(
     "Labelled images by name, for training and for the test."
     if name not in (*OWN, *TORCHVISION):
         raise ValueError(f"name must be one of {', '.join(OWN)}, {', '.join(TORCHVISION)}, got {name!r}; mind capital letters")
+    _flag('download', download)
+    if root is not None: root = user_path(root)
     if size is not None: size = _pair(size)
     if name in TORCHVISION: return from_torchvision(name, root, download, size, **options)
+    _check_options(name, options, inspect.signature(OWN[name]).parameters)
     data = OWN[name](root, download, **options)
     return data if size is None else _resized(data, size)
