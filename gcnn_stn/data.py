@@ -35,15 +35,19 @@ def _whole(
     name:str,     # what the number is, for the error
     value,        # what was given for it
     least:int=0,
-    most=None,    # None: no bound
+    most=None,    # None: what fits into memory at all
     fix:str='',   # the way out, if it isn't obvious
 )->int:
     "A whole number within its bounds."
     number = _index(value)
-    if number is None or number < least or (most is not None and number > most):
+    if number is None or not least <= number <= (2**31 if most is None else most):
         bounds = f'of at least {least}' if most is None else f'from {least} to {most}'
         raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}{fix}")
     return number
+
+def _kind(x):
+    "What something is, for an error."
+    return f'{x.dtype} {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
 
 def _real(name, values):
     "Real numbers as a tensor."
@@ -233,18 +237,20 @@ def show_images(
     **kwargs,        # for imshow
 )->np.ndarray:       # the axes
     "Show images in a grid, all on one scale of grey."
-    shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    given = x
     if isinstance(x, Tensor) and x.ndim == 3: x = x[:, None]   # (N, 1, H, W)
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
-        raise ValueError(f"images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W) with N > 0, got {shape}")
-    if axs is None: axs = _axes(len(x), min(_whole('ncols', ncols, 1), len(x)), size)
-    titles = ['']*len(x) if titles is None else list(titles)
-    for name, n in ('titles', len(titles)), ('axs', np.size(axs)):
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel() or x.is_complex():
+        raise ValueError(f"images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W) with N > 0, got {_kind(given)}")
+    ncols = min(_whole('ncols', ncols, 1), len(x))
+    axs = _axes(len(x), ncols, size) if axs is None else np.array(axs, dtype=object)
+    titles = ['']*len(x) if titles is None else _listed('titles', titles)
+    drawable = [ax for ax in axs.ravel() if hasattr(ax, 'imshow')]
+    for name, n in ('titles', len(titles)), ('axs', len(drawable)):
         if n < len(x): raise ValueError(f"{name} must be one for each of {len(x)} images, got {n}; add the others")
     x = x.detach().cpu().movedim(1, -1)   # (N, H, W, C)
     if x.is_floating_point(): x = x.to(torch.promote_types(x.dtype, torch.float32))   # half precision can't be drawn
     kwargs = dict(cmap='gray', vmin=x.min().item(), vmax=x.max().item()) | kwargs
-    for image, ax, title in zip(x, np.ravel(axs), titles):
+    for image, ax, title in zip(x, drawable, titles):
         ax.imshow(image, **kwargs)
         ax.set_title(title, fontsize=8, pad=2)
     return axs
@@ -276,10 +282,10 @@ def _check_sample(x, grid, mode, padding_mode):
     "Refuse what `sample` cannot read."
     _one_of('mode', mode, MODES)
     _one_of('padding_mode', padding_mode, PADDING_MODES)
-    if not x.is_floating_point():
-        raise ValueError(f"images must be floating to be read between their pixels, got {x.dtype}; x.float() is")
-    if x.ndim != 4 or grid.ndim != 4 or grid.shape[-1] != 2 or grid.shape[0] != x.shape[0]:
-        raise ValueError(f"images must be (B, C, H, W) and the grid (B, H', W', 2), got {tuple(x.shape)} and {tuple(grid.shape)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or 0 in x.shape[2:]:
+        raise ValueError(f"images must be floating (B, C, H, W) with pixels, got {_kind(x)}; x.float() is floating")
+    if not isinstance(grid, Tensor) or grid.ndim != 4 or grid.shape[0] != x.shape[0] or grid.shape[-1] != 2:
+        raise ValueError(f"the grid must be (B, H', W', 2) for images {tuple(x.shape)}, got {_kind(grid)}")
 
 # %% ../nbs/00_data.ipynb #71e28299
 def _places(degrees, height, width, dtype):
@@ -310,16 +316,16 @@ def rotation_grid(
 
 # %% ../nbs/00_data.ipynb #bff2f24d
 def _angles(degrees):
-    "Angles as a tensor, all of them finite."
+    "Angles as a tensor (B,), all of them finite."
     degrees = _real('degrees', degrees)
+    if degrees.ndim != 1: raise ValueError(f"degrees must be (B,), one angle for each image, got {tuple(degrees.shape)}")
     _check_finite('degrees', degrees)
     return degrees
 
 def _check_rotate(x):
     "Refuse what `rotate` cannot turn."
     if not isinstance(x, Tensor) or x.ndim != 4 or 0 in x.shape[2:]:
-        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"images must be (B, C, H, W) with pixels, got {shape}; add the missing dimension")
+        raise ValueError(f"images must be (B, C, H, W) with pixels, got {_kind(x)}; add the missing dimension")
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise ValueError(f"images must be uint8 or floating, got {x.dtype}; convert them first, "
                          "and move labels by transform_image(…, mode='nearest')")
@@ -394,7 +400,7 @@ MNIST_MEAN, MNIST_STD = .1307, .3081
 def _numbers(
     name:str,    # what the value is, for the error
     value,       # a number, or a list, array or tensor with one for each channel
-    above:float, # which all of them must be
+    above:float, # all of them must be
 ):               # the number, or a list of them
     "The finite number or numbers that `value` holds."
     many = value
@@ -402,9 +408,10 @@ def _numbers(
     is_one = not isinstance(many, (tuple, list))
     numbers = [v.item() if isinstance(v, Tensor) else v for v in ([many] if is_one else many)]
     for v in numbers:
-        if not isinstance(v, Real) or isinstance(v, bool) or not above < v < math.inf:
+        if not isinstance(v, Real) or isinstance(v, bool) or not above < v < 1e30:
             rule = 'positive' if above == 0 else 'a finite number'
             raise ValueError(f"{name} must be {rule}, got {value!r}; take the training images' own")
+    numbers = [float(v) for v in numbers]
     return numbers[0] if is_one else numbers
 
 def _per_channel(
@@ -437,10 +444,9 @@ def unit_range(
     x:Tensor,  # uint8, or floating in [0, 1], which stays as it is
 )->Tensor:     # floating
     "Scale bytes to [0, 1]."
-    kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-    if kind == torch.uint8: return x.float()/255
+    if isinstance(x, Tensor) and x.dtype == torch.uint8: return x.float()/255
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"images must be uint8 in [0, 255] or floating in [0, 1], got {kind}; "
+        raise ValueError(f"images must be uint8 in [0, 255] or floating in [0, 1], got {_kind(x)}; "
                          "convert them first, 16 bits by x.float()/65535")
     _check_unit(x)
     return x

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import (_cache, _flag, _generator, _index, _named, _whole, content_hash, mnist,
+from .data import (_cache, _flag, _generator, _index, _kind, _named, _whole, content_hash, mnist,
                            on_cpu, random_angles, rotate, split, user_path)
 
 # %% ../nbs/00b_dataset.ipynb #aa5e421c
@@ -55,14 +55,13 @@ def pixel_statistics(
 # %% ../nbs/00b_dataset.ipynb #e00b0001
 def _check_bytes(name, x):
     "Refuse what isn't a stack of images in bytes, with the way to make one of it."
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}; torch.as_tensor makes one")
     fix = ''
-    if x.dtype != torch.uint8: fix = '(255*x).round().byte() makes bytes of fractions'
+    if not isinstance(x, Tensor): fix = 'torch.as_tensor makes a tensor of an array'
+    elif x.dtype != torch.uint8: fix = '(255*x).round().byte() makes bytes of fractions'
     elif x.ndim == 3: fix = 'x[:, None] gives grey images their channel'
     elif x.ndim != 4 or 0 in x.shape: fix = 'stack images, at least one, with at least one pixel'
     elif x.shape[1] > 4 and x.shape[3] <= 4: fix = 'x.movedim(-1, 1) puts the channels second'
-    if fix: raise ValueError(f"{name} must be uint8 (N, C, H, W), got {x.dtype} {tuple(x.shape)}; {fix}")
+    if fix: raise ValueError(f"{name} must be uint8 (N, C, H, W), got {_kind(x)}; {fix}")
 
 # %% ../nbs/00b_dataset.ipynb #ac0923a5
 def _part(name, part, which):
@@ -76,13 +75,12 @@ def _part(name, part, which):
 
 def _check_labels(name, y, n):
     "Refuse all but one whole number for each image."
-    if not isinstance(y, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(y).__name__}; torch.as_tensor makes one")
     fix = ''
-    if y.ndim == 2: fix = 'y.argmax(1) reads one-hot labels, y[:, 0] a column of numbers'
+    if not isinstance(y, Tensor): fix = 'torch.as_tensor makes a tensor of a list'
+    elif y.ndim == 2: fix = 'y.argmax(1) reads one-hot labels, y[:, 0] a column of numbers'
     elif y.is_floating_point() or y.is_complex(): fix = 'y.long() makes whole numbers of them'
     elif y.shape != (n,): fix = 'give each image its label'
-    if fix: raise ValueError(f"{name} must be {n} whole numbers (N,), got {y.dtype} {tuple(y.shape)}; {fix}")
+    if fix: raise ValueError(f"{name} must be {n} whole numbers (N,), got {_kind(y)}; {fix}")
 
 def _check_parts(name, train, test, std, classes):
     "How many classes there are; but refuse what no network could be trained and tested on."
@@ -118,7 +116,7 @@ def _pair(size):
     "Height and width from one number or two."
     pair = size if isinstance(size, (tuple, list)) else (size, size)
     found = [_index(n) for n in pair]
-    if len(found) == 2 and all(n is not None and n > 0 for n in found): return tuple(found)
+    if len(found) == 2 and all(n is not None and 0 < n < 2**31 for n in found): return tuple(found)
     raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
 
 def resize(
@@ -367,7 +365,8 @@ def chirality(
     x:Tensor,  # images (N, 1, H, W)
 )->Tensor:     # in [−1, 1], float64 (N,)
     "A number that stays when an image turns and changes its sign in the mirror."
-    if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f"images must be grey (N, 1, H, W), got {tuple(x.shape)}")
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 1 or x.is_complex():
+        raise ValueError(f"images must be grey (N, 1, H, W), got {_kind(x)}")
     f = x[:, 0].double()
     h, w = (torch.arange(n, dtype=torch.float64, device=x.device) for n in f.shape[1:])
     total = f.sum((1, 2)).clamp_min(1e-9)
@@ -385,9 +384,10 @@ def is_mirrored(
     y:Tensor,  # labels (N,)
 )->bool:
     "Are these digits in mirror writing?"
-    x, y = x[:2000], y[:2000]
-    sign = sum(lean*(y == digit).double() for digit, lean in LEANS.items())   # (N,)
-    return bool(chirality(x) @ sign < 0)
+    lean = chirality(x[:2000] if isinstance(x, Tensor) and x.ndim else x)
+    _check_labels('labels', y, len(x))
+    sign = sum(way*(y[:2000] == digit).double() for digit, way in LEANS.items())   # (N,)
+    return bool(lean @ sign < 0)
 
 def mnist_rot_original(
     folder,   # holds the two amat files

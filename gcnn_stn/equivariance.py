@@ -6,12 +6,11 @@
 __all__ = ['disc', 'equivariance_error', 'smooth_images', 'size_rule']
 
 # %% ../nbs/02_equivariance.ipynb #02322fbe
-import math
 from numbers import Real
 import torch
 from torch import Tensor
-from .data import _generator, _listed, _whole, _wide
-from .group import FiniteGroup, act
+from .data import _generator, _kind, _listed, _whole, _wide
+from .group import FiniteGroup, _check_act, act
 
 # %% ../nbs/02_equivariance.ipynb #1f5dcf4d
 def disc(
@@ -31,7 +30,7 @@ def equivariance_error(
     elements=None,     # which elements to try; None: all
 )->Tensor:             # relative error of each element (G,)
     "How far `f` is from commuting with `group`: ‖f(L_g x) − L_g f(x)‖ / ‖L_g f(x)‖."
-    elements = _elements(group, elements)
+    elements = _check_measure(f, group, x, elements)
     y = _measurable(f(x))
     def error(g):
         there, back = _measurable(f(act(group, g, x))), act(group, g, y)
@@ -43,10 +42,10 @@ def equivariance_error(
     return torch.stack([error(g).cpu() for g in elements])
 
 # %% ../nbs/02_equivariance.ipynb #d02e0001
-def _elements(group, elements):
-    "The elements to try."
-    if not isinstance(group, FiniteGroup):
-        raise ValueError(f"group must be a group such as CyclicGroup(8), got {group!r}")
+def _check_measure(f, group, x, elements):
+    "The elements to try, if there is anything to try them on."
+    if not callable(f): raise ValueError(f"f must be a module or a function, got {f!r}")
+    _check_act(group, x)
     elements = group.elements() if elements is None else _listed('elements', elements)
     if not elements:
         raise ValueError(f"elements must be at least one of 0 … {group.order - 1}, got none; leave it out to try all")
@@ -54,9 +53,8 @@ def _elements(group, elements):
 
 def _measurable(y):
     "An output as it is compared, in float32 at least."
-    kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
     if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()):
-        raise ValueError(f"f must return one floating tensor, got {kind}; "
+        raise ValueError(f"f must return one floating tensor, got {_kind(y)}; "
                          "take one of several by lambda x: f(x)[0], and scores instead of labels")
     return _wide(y)
 
@@ -71,11 +69,11 @@ def smooth_images(
 )->Tensor:             # (n, channels, size, size), mean square 1
     "Random images without fine detail that fade out towards the border: rotation hardly hurts them."
     _check_smooth(detail, dtype)
-    n, size, channels = _whole('n', n), _whole('size', size, 1), _whole('channels', channels, 1)
+    n, size, channels = _whole('n', n, 1), _whole('size', size, 1), _whole('channels', channels, 1)
     like = dict(dtype=torch.float64, device='cpu')
     noise = torch.randn(n, channels, size, size, generator=_generator(seed), **like)
     k = torch.fft.fftfreq(size, **like)
-    low = torch.exp(-(k[:, None]**2 + k**2)/(2*detail**2))
+    low = torch.exp(-(k[:, None]**2 + k**2)/(2*float(detail)**2))
     x = torch.fft.ifft2(torch.fft.fft2(noise)*low).real
     p = (torch.arange(size, **like) - (size - 1)/2)/(.45*size)
     window = torch.cos(torch.hypot(p[:, None], p).clamp(max=1)*torch.pi/2)**2
@@ -84,7 +82,7 @@ def smooth_images(
 # %% ../nbs/02_equivariance.ipynb #d02e0002
 def _check_smooth(detail, dtype):
     "Refuse what no smooth image could have."
-    if not isinstance(detail, Real) or not 0 < detail < math.inf:
+    if not isinstance(detail, Real) or not 0 < detail < 1e30:
         raise ValueError(f"detail must be a positive number of cycles per pixel, got {detail!r}; .05 is smooth")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating, such as torch.float32, got {dtype!r}")
@@ -95,8 +93,8 @@ def size_rule(
     kernel_size:int, stride:int=1, padding:int=0, dilation:int=1,
 )->bool:
     "Do the windows of a convolution or pooling end flush with the image, so that they look at symmetric places?"
-    _whole('padding', padding)
-    rest = size + 2*padding - _window(size, kernel_size, stride, dilation)
+    window = _window(size, kernel_size, stride, dilation)
+    rest = size + 2*_whole('padding', padding) - window
     if rest < 0:
         raise ValueError(f"a window of {kernel_size} at dilation {dilation} must fit into the image, "
                          f"got {size} + 2·{padding} pixels; pad by {-(rest//2)} more, or take a smaller window")

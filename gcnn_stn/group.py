@@ -12,18 +12,15 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from .data import MODES, _index, _listed, _one_of, _real, on_cpu, sample
+from .data import MODES, _index, _kind, _listed, _one_of, _real, on_cpu, sample
 
 # %% ../nbs/01_group.ipynb #ec2ce2e3
 def check_table(
     table:Tensor, # products as integers (G, G): row g, column h holds gh
 ):
     "Raise a `ValueError` that names the failing elements unless this is the table of a group."
-    given = _real('a Cayley table', table).cpu()
-    n, numbers = len(given) if given.ndim == 2 else 0, given.double()
-    if given.shape != (n, n) or n == 0 or not (numbers.min() >= 0 and numbers.max() < n) or (numbers % 1).any():
-        raise ValueError(f"a Cayley table must be (G, G) with whole numbers 0…G-1, got {given.tolist()}")
-    table, e = given.long(), torch.arange(n, device='cpu')
+    table = _products(table)
+    n, e = len(table), torch.arange(len(table), device='cpu')
     identity = ((table == e).all(1) & (table.T == e).all(1)).nonzero()
     if not len(identity): raise ValueError("no element of this table is an identity: some row and its column must read 0…G-1")
     for g in range(n):
@@ -32,13 +29,22 @@ def check_table(
     for g, in (table != identity[0]).all(1).nonzero().tolist():
         raise ValueError(f"element {g} has no inverse: its row of the table lacks the identity {identity.item()}")
 
+# %% ../nbs/01_group.ipynb #c81d0010
+def _products(table):
+    "A table's whole numbers (G, G), on the CPU."
+    given = _real('a Cayley table', table).cpu()
+    n, numbers = len(given) if given.ndim == 2 else 0, given.double()
+    if given.shape != (n, n) or n == 0 or not (numbers.min() >= 0 and numbers.max() < n) or (numbers % 1).any():
+        raise ValueError(f"a Cayley table must be (G, G) with whole numbers 0…G-1, got {given.tolist()}")
+    return given.long()
+
 # %% ../nbs/01_group.ipynb #073baf0b
 def check_matrices(
     table:Tensor,    # of a group (G, G)
     matrices:Tensor, # what each element does to the plane (G, 2, 2), x right and y up
 ):
     "Raise a `ValueError` that names the failing elements unless the matrices are orthogonal and multiply as the table says."
-    table, matrices = _real('table', table).long().cpu(), _real('matrices', matrices).double().cpu()
+    table, matrices = _products(table), _real('matrices', matrices).double().cpu()
     if matrices.shape != (len(table), 2, 2):
         raise ValueError(f"matrices must be (G, 2, 2) with G = {len(table)}, got {tuple(matrices.shape)}")
     def off(a, b): return (~((a - b).abs().amax((-2, -1)) <= 1e-9)).nonzero().tolist()   # nan is off as well
@@ -57,7 +63,7 @@ class FiniteGroup:
         name:str='G',      # how it is printed
     ):
         check_table(table)
-        self.name, self.table = name, _real('table', table).long().cpu()
+        self.name, self.table = name, _products(table)
         self.order = len(self.table)
         self.matrices = _snap(_real('matrices', matrices).double().cpu())
         check_matrices(self.table, self.matrices)
@@ -199,8 +205,7 @@ def _isometry(matrix):
 def _check_picture(x, mode):
     "Refuse what isn't an image, and modes that there aren't."
     if not isinstance(x, Tensor) or x.ndim < 2 or 0 in x.shape[-2:]:
-        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"images must be a tensor (…, H, W) with pixels, got {shape}")
+        raise ValueError(f"images must be a tensor (…, H, W) with pixels, got {_kind(x)}")
     _one_of('mode', mode, MODES)
 
 # %% ../nbs/01_group.ipynb #ae13066a
@@ -224,6 +229,5 @@ def _check_act(group, x):
     "Refuse what no group acts on."
     if not isinstance(group, FiniteGroup):
         raise ValueError(f"group must be a group such as CyclicGroup(8), got {group!r}")
-    shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     if not isinstance(x, Tensor) or x.ndim not in (2, 4, 5) or (x.ndim == 5 and x.shape[2] != group.order):
-        raise ValueError(f"{group} acts on tensors (B, C), (B, C, H, W) or (B, C, {group.order}, H, W), got {shape}")
+        raise ValueError(f"{group} acts on tensors (B, C), (B, C, H, W) or (B, C, {group.order}, H, W), got {_kind(x)}")

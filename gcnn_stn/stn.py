@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import PADDING_MODES, _check_finite, _one_of, _whole, _wide, sample
+from .data import PADDING_MODES, _check_finite, _kind, _one_of, _whole, _wide, sample
 
 # %% ../nbs/05_stn.ipynb #0e8bf5c3
 def rotation_theta(
@@ -54,8 +54,11 @@ def sampling_grid(
     return by_x*x[None, :, None] + by_y*y[:, None, None] + shift    # (B, H, W, 2)
 
 # %% ../nbs/05_stn.ipynb #8bcddab0
-def _check_theta(theta, batch):
+def _check_theta(theta, x):
     "Refuse what isn't one affine map for each image."
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"images must be floating (B, C, H, W), got {_kind(x)}; x.float() is floating")
+    batch = x.shape[0]   # len would fix it in an export
     shape = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
     if shape != (batch, 2, 3):
         raise ValueError(f"θ must have the shape ({batch}, 2, 3), got {shape}; "
@@ -68,7 +71,7 @@ def warp(
     padding_mode:str='border',  # what lies outside an image: 'zeros', 'border' or 'reflection'
 )->Tensor:                      # images (B, C, H, W), dtype as x
     "Each image, read where its θ says, bilinearly."
-    _check_theta(theta, x.shape[0])   # len would fix the batch size in an export
+    _check_theta(theta, x)
     _check_finite('theta', theta)
     wide = torch.promote_types(theta.dtype, x.dtype)
     return sample(x, sampling_grid(theta.to(wide), x.shape), 'bilinear', padding_mode)
@@ -114,17 +117,18 @@ def _trunk(in_channels, channels, kernel_size, norm, last, bias, **factory):
 POSES = {'rotation': (1., 0.), 'affine': (1., 0., 0., 0., 1., 0.)}   # the identity, as (cos, sin) and as θ
 
 def _check_net(in_channels, channels, transformation, kernel_size):
-    "Refuse what no localization net can be built from."
+    "Three numbers from which a localization net can be built."
     _one_of('transformation', transformation, POSES)
-    _whole('in_channels', in_channels, 1)
-    _whole('channels', channels, 1)
-    if _whole('kernel_size', kernel_size, 1) % 2 == 0:
+    numbers = dict(in_channels=in_channels, channels=channels, kernel_size=kernel_size)
+    numbers = {name: _whole(name, value, 1) for name, value in numbers.items()}
+    if numbers['kernel_size'] % 2 == 0:
         raise ValueError(f"kernel_size must be odd, so that padding keeps the size, got {kernel_size!r}; take {kernel_size + 1}")
+    return numbers.values()
 
 def _check_images(x, in_channels, smallest):
     "Refuse what isn't a batch of images with the right channels and enough pixels."
-    if x.ndim != 4 or x.shape[1] != in_channels:
-        raise ValueError(f"input must be images (B, {in_channels}, H, W), got {tuple(x.shape)}; "
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != in_channels:
+        raise ValueError(f"input must be images (B, {in_channels}, H, W), got {_kind(x)}; "
                          "reshape it, or build the net with that in_channels")
     if min(x.shape[-2:]) < smallest:
         raise ValueError(f"images must have at least {smallest}×{smallest} pixels, got {tuple(x.shape[-2:])}; "
@@ -163,8 +167,8 @@ class LocalizationNet(_Localization):
         gain:float=0.01,                # size of the regressor's weights at the start
         **factory,                      # device, dtype
     ):
-        _check_net(in_channels, channels, transformation, kernel_size)
-        _whole('position', position, 1)
+        in_channels, channels, kernel_size = _check_net(in_channels, channels, transformation, kernel_size)
+        position = _whole('position', position, 1)
         super().__init__(in_channels, channels, transformation, kernel_size, max(kernel_size, 2*position))
         norm = lambda n: nn.GroupNorm(1, n, **factory)
         self.features = _trunk(in_channels, channels, kernel_size, norm, AreaPool2d(position), False, **factory)
@@ -200,7 +204,7 @@ class SpatialTransformer(nn.Module):
 
     def theta(self, x:Tensor)->Tensor:   # (B, C, H, W) -> (B, 2, 3), in normalised coordinates
         theta = self.localization(x)
-        _check_theta(theta, x.shape[0])
+        _check_theta(theta, x)
         return theta
     def angle(self, x:Tensor)->Tensor: return rotation_angle(self.theta(x), *x.shape[-2:])   # degrees (B,), counter-clockwise
     def grid(self, x:Tensor)->Tensor: return sampling_grid(self.theta(x), x.shape)          # (B, H, W, 2)
@@ -229,7 +233,7 @@ class PublishedLocalizationNet(_Localization):
         init:str='identity',            # 'identity', or 'random' for PyTorch's
         *, kernel_size:int=5,           # odd
     ):
-        _check_net(in_channels, channels, transformation, kernel_size)
+        in_channels, channels, kernel_size = _check_net(in_channels, channels, transformation, kernel_size)
         _one_of('init', init, ('identity', 'random'))
         super().__init__(in_channels, channels, transformation, kernel_size, smallest=2)
         norm = lambda n: SpatialLayerNorm()

@@ -1,0 +1,86 @@
+"Wrong arguments: each argument of each function gets every odd value. Either it works, or a ValueError says why not."
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from gcnn_stn import data, dataset, equivariance, group, stn
+
+C4, C8 = group.CyclicGroup(4), group.CyclicGroup(8)
+GREY = torch.rand(4, 1, 9, 9)
+BYTES = (255*GREY).byte()
+LABELS = torch.arange(4)
+TURN = torch.eye(2, 3).expand(4, 2, 3)
+
+ODD = {
+    'None': None, 'True': True, 'zero': 0, 'negative': -1, 'fraction': 2.7, 'whole float': 1., 'nan': math.nan,
+    'infinity': math.inf, 'huge': 10**20, 'empty text': '', 'text': 'x', 'bytes': b'x', 'empty list': [],
+    'list': [1, 2, 3], 'ragged': [[1], [1, 2]], 'object': object(), 'a type': int, 'dict': {}, 'complex': 1j,
+    'numpy': np.arange(3), 'scalar': torch.tensor(1), 'vector': torch.arange(3), 'empty': torch.zeros(0),
+    'nan tensor': torch.full((4, 1, 9, 9), math.nan), 'int images': BYTES.long(), 'bool images': BYTES > 99,
+    'complex images': torch.complex(GREY, GREY), 'half images': GREY.half(), 'no pixels': torch.zeros(4, 1, 0, 9),
+    'no images': GREY[:0], 'one image': GREY[0], 'more than unit': 255*GREY, 'channels last': torch.zeros(4, 9, 9, 3)}
+
+# a right call of each function; the next function is a line
+CALLS = {
+    data.user_path: dict(path='x'),
+    data.mnist: dict(train=False, root=None, download=False),
+    data.show_images: dict(x=GREY, ncols=2, titles=None, axs=None),
+    data.sample: dict(x=GREY, grid=torch.zeros(4, 9, 9, 2), mode='bilinear', padding_mode='zeros'),
+    data.rotation_grid: dict(degrees=torch.zeros(4), height=9, width=9, dtype=torch.float32),
+    data.rotate: dict(x=GREY, degrees=torch.zeros(4)),
+    data.random_angles: dict(n=4, generator=None),
+    data.rotate_once: dict(x=GREY, seed=0),
+    data.unit_range: dict(x=GREY),
+    data.normalize: dict(x=GREY, mean=.1, std=.2),
+    data.prepare: dict(x=GREY, degrees=torch.zeros(4), mean=.1, std=.2),
+    data.split: dict(n=9, sizes=[3, 2], seed=0),
+    dataset.pixel_statistics: dict(x=BYTES),
+    dataset.image_data: dict(name='x', train=(BYTES, LABELS), test=(BYTES, LABELS), classes=4),
+    dataset.resize: dict(x=BYTES, size=5),
+    dataset.draw_rot: dict(seed=0),
+    dataset.read_amat: dict(path='x', lines=None),
+    dataset.chirality: dict(x=GREY),
+    dataset.is_mirrored: dict(x=GREY, y=LABELS),
+    dataset.mnist_rot_original: dict(folder='x'),
+    partial(dataset.from_torchvision, download=False): dict(name='KMNIST', root='x', size=None),
+    dataset.load_dataset: dict(name='digits', root=None, download=False, size=None),
+    group.check_table: dict(table=C4.table),
+    group.check_matrices: dict(table=C4.table, matrices=C4.matrices),
+    group.FiniteGroup: dict(table=C4.table, matrices=C4.matrices),
+    group.CyclicGroup: dict(order=4),
+    group.DihedralGroup: dict(n=4),
+    C8.product: dict(g=1, h=2),
+    C8.inverse: dict(g=1),
+    C8.matrix: dict(g=1),
+    C8.subgroup: dict(elements=[0, 4]),
+    group.transform_image: dict(x=GREY, matrix=C8.matrix(1), mode='bilinear'),
+    group.act: dict(group=C8, g=1, x=GREY, mode='bilinear'),
+    equivariance.disc: dict(height=9, width=9),
+    equivariance.equivariance_error: dict(f=lambda x: x, group=C8, x=GREY, elements=None),
+    equivariance.smooth_images: dict(n=1, size=9, channels=1, detail=.05, seed=0, dtype=torch.float32),
+    equivariance.size_rule: dict(size=9, kernel_size=3, stride=1, padding=0, dilation=1),
+    stn.warp: dict(x=GREY, theta=TURN, padding_mode='border'),
+    stn.AreaPool2d: dict(size=2),
+    stn.LocalizationNet: dict(in_channels=1, channels=2, transformation='rotation', kernel_size=3, position=2, gain=.01),
+    stn.LocalizationNet(1, 2, position=2).forward: dict(x=GREY),
+    stn.SpatialTransformer: dict(localization=stn.LocalizationNet(1, 2), padding_mode='border'),
+    stn.SpatialTransformer(stn.LocalizationNet(1, 2, position=2)).forward: dict(x=GREY),
+    stn.PublishedLocalizationNet: dict(in_channels=1, channels=2, transformation='rotation', init='identity', kernel_size=3),
+    stn.published_transformer: dict(in_channels=1, channels=2, transformation='rotation', init='identity'),
+}
+
+
+@pytest.mark.parametrize('f', CALLS, ids=lambda f: getattr(f, 'func', f).__qualname__)
+def test_odd_arguments(f, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = []
+    for name in CALLS[f]:
+        for odd, value in ODD.items():
+            try: f(**CALLS[f] | {name: value})
+            except ValueError as e: said = str(e)
+            except Exception as e: wrong.append(f'{name}={odd}: {type(e).__name__}: {e}'[:160])
+            else: continue
+    assert not wrong, '\n' + '\n'.join(wrong)
