@@ -15,6 +15,7 @@ import math
 import operator
 import os
 import tempfile
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 
@@ -258,6 +259,11 @@ def show_images(
 # %% ../nbs/00_data.ipynb #b71c0008
 def _wide(t): return t.to(torch.promote_types(t.dtype, torch.float32))   # float32 at least
 
+def _no_autocast(x):
+    "Autocast switched off: it won't join tensors in a half precision that isn't its own."
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
 def sample(
     x:Tensor,                  # images (B, C, H, W), floating
     grid:Tensor,               # where each output pixel reads, x then y, edges at ±1: (B, H', W', 2)
@@ -351,7 +357,8 @@ def rotate(
     *lines, unit = _places(degrees.to(x.device), *x.shape[-2:], wide)
     n = max(1, 150_000//max(1, math.prod(x.shape[1:])))    # images at a time
     parts = zip(x.split(n), *(line.split(n) for line in lines))
-    return torch.cat([_rotate(part, _grid(*line, unit)) for part, *line in parts])
+    with _no_autocast(x):
+        return torch.cat([_rotate(part, _grid(*line, unit)) for part, *line in parts])
 
 # %% ../nbs/00_data.ipynb #1fe4d7de
 def random_angles(
@@ -424,8 +431,9 @@ def _per_channel(
     if x.ndim < 3 or x.shape[-3] != len(value):
         raise ValueError(f"{name} must be one number or one for each channel of images (…, C, H, W), "
                          f"got {value!r} for images {tuple(x.shape)}; give {name} for these channels")
-    filled = [torch.full((1, 1), v, dtype=x.dtype, device=x.device) for v in value]   # no copy to wait for
-    return torch.stack(filled)
+    shaped = torch.empty(len(value), 1, 1, dtype=x.dtype, device=x.device)
+    for place, v in zip(shaped, value): place.fill_(v)   # no copy to wait for
+    return shaped
 
 def _standardize(x, mean, std):
     mean, std = _numbers('mean', mean, -math.inf), _numbers('std', std, 0)

@@ -10,6 +10,7 @@ __all__ = ['TORCHVISION', 'SPLITS', 'DEFAULTS', 'ROT_SIZES', 'AMAT', 'LEANS', 'O
 # %% ../nbs/00b_dataset.ipynb #d7f41bf7
 import inspect
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -279,7 +280,16 @@ def _read_part(dataset, name, size):
     return (x if size is None else resize(x, size)), y
 
 # %% ../nbs/00b_dataset.ipynb #c09ed54e
+@contextmanager
+def _in_float32():
+    "Noise that torchvision draws is the same, whatever torch's default precision is."
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try: yield
+    finally: torch.set_default_dtype(before)
+
 @on_cpu
+@_in_float32()
 def from_torchvision(
     name:str,            # of the class, one of TORCHVISION
     root=None,           # folder of the files; None: GCNN_STN_DATA, or else the user's cache

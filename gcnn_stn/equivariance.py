@@ -34,7 +34,7 @@ def equivariance_error(
     y = _measurable(f(x))
     def error(g):
         there, back = _measurable(f(act(group, g, x))), act(group, g, y)
-        if there.shape != back.shape: return torch.tensor(torch.inf, device='cpu')
+        if there.shape != back.shape: return torch.full((), torch.inf, dtype=torch.float32, device='cpu')
         if back.ndim > 2 and not group.lattice[g]:
             mask = disc(*back.shape[-2:]).to(back)
             there, back = there*mask, back*mask
