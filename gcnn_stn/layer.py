@@ -88,6 +88,20 @@ def extra_repr(self:_GroupConvBase):
     return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, group={self.group}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, basis={self.basis!r}, weights={self.R.shape[1]}")
 
+# %% ../nbs/04_layer.ipynb #c030e29f
+def _is_open(x):
+    "Does `x` leave open how it lies, being a single image, row or column?"
+    traced = torch.compiler.is_exporting() or torch.jit.is_tracing()   # where sizes may be open, too
+    return not traced and 1 in (x.shape[0], *x.shape[-2:])
+
+def _settled(x):
+    "`x`, laid map by map if it leaves open how it lies."
+    return x.contiguous() if _is_open(x) else x
+
+def _split(maps, poses):
+    "(B, C·G, H, W) → (B, C, G, H, W)"
+    return _settled(maps).unflatten(1, (-1, poses))
+
 # %% ../nbs/04_layer.ipynb #977c369a
 @patch
 def _convolve(self:_GroupConvBase, x, filters):
@@ -97,8 +111,8 @@ def _convolve(self:_GroupConvBase, x, filters):
         raise ValueError(f"the kernel reaches over {reach} pixels, but the padded image has {H + 2*self.padding}×{W + 2*self.padding}; "
                          "use a larger image, more padding or a smaller kernel")
     bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
-    y = F.conv2d(x, filters, bias, self.stride, self.padding, self.dilation, self.groups)
-    return y.unflatten(1, (-1, self.group.order))                               # (B, C_out·G, …) → (B, C_out, G, …)
+    y = F.conv2d(_settled(x), filters, bias, self.stride, self.padding, self.dilation, self.groups)
+    return _split(y, self.group.order)                                          # (B, C_out·G, …) → (B, C_out, G, …)
 
 # %% ../nbs/04_layer.ipynb #285246e6
 class LiftingConv2d(_GroupConvBase):
@@ -160,8 +174,9 @@ def _check_feature(x, channels='C'):
 def _each_pose(t, poses): return None if t is None else t.repeat_interleave(poses)   # (C,) → (C·G,)
 
 def _is_by_pixel(x):
-    "Do the channels (and poses) of each pixel lie side by side?"
-    return x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and x.stride(-1) > 1 and not _transformed()
+    "Do the channels (and poses) of each pixel lie side by side, and may we make use of it?"
+    lies = x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and x.stride(-1) > 1
+    return lies and not _is_open(x) and not _transformed()
 
 # %% ../nbs/04_layer.ipynb #f8737c7f
 class _ChannelNorm(nn.GroupNorm):
@@ -169,7 +184,8 @@ class _ChannelNorm(nn.GroupNorm):
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_channels)
         weight, bias = (_each_pose(t, x.shape[2]) for t in (self.weight, self.bias))
-        return F.group_norm(x.flatten(1, 2), self.num_groups, weight, bias, self.eps).view_as(x)
+        maps = _settled(x.flatten(1, 2))                                  # (B, C·G, H, W)
+        return F.group_norm(maps, self.num_groups, weight, bias, self.eps).view_as(x)
 
 class GroupLayerNorm(_ChannelNorm):
     "Layer norm with statistics over (C, G, H, W) of each sample, one scale and shift per channel (Ba et al. 2016)."
@@ -184,31 +200,54 @@ class GroupInstanceNorm(_ChannelNorm):
         super().__init__(num_features, num_features, eps, affine, device, dtype)
 
 # %% ../nbs/04_layer.ipynb #fa01f058
+def _plain_norm(x, weight, bias, eps, poses):
+    "Batch norm in training of maps (B, C·G, H, W) as PyTorch has it: (B, C, G·H·W)."
+    lines = x.unflatten(1, (-1, poses)).flatten(2)
+    return F.batch_norm(lines, None, None, weight, bias, True, 0., eps)
+
+def _plain_gradients(ctx, grad):
+    "Gradients that can be differentiated again, or asked for in many directions at once."
+    inputs, wanted = ctx.saved_tensors[:3], ctx.needs_input_grad[:3]
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = _plain_norm(*inputs, ctx.eps, ctx.poses)
+        lines = grad.unflatten(1, (-1, ctx.poses)).flatten(2)
+        asked = [t for t, w in zip(inputs, wanted) if w]
+        found = iter(torch.autograd.grad(y, asked, lines, create_graph=twice))
+    return [next(found) if w else None for w in wanted]
+
 class _SharedStatistics(torch.autograd.Function):
     "Batch norm in training of maps (B, C·G, H, W), with one mean and variance for the poses of a channel; gives these as well."
     @staticmethod
     def forward(ctx, x, weight, bias, eps, poses):
-        kept = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)   # makes the statistics of half precision wide
+        wide = torch.promote_types(x.dtype, torch.float32)
+        kept = torch.zeros(x.shape[1], dtype=wide, device=x.device)   # makes the statistics of half precision wide
         means, variances = (t.view(-1, poses) for t in torch.batch_norm_update_stats(x, kept, kept, 0.))
         mean, var = means.mean(1), variances.mean(1) + means.var(1, correction=0)
-        weight, bias = (None if t is None else _each_pose(t.to(kept.dtype), poses) for t in (weight, bias))
         ctx.eps, ctx.poses = eps, poses
-        ctx.save_for_backward(x, weight, *(each := [_each_pose(t, poses) for t in (mean, var)]))
+        ctx.save_for_backward(x, weight, bias, mean, var)
         ctx.mark_non_differentiable(mean, var)
-        return F.batch_norm(x, *each, weight, bias, False, 0., eps), mean, var
+        weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
+        numbers = (_each_pose(t, poses) for t in (mean, var, weight, bias))
+        return F.batch_norm(x, *numbers, False, 0., eps), mean, var
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
-        x, weight, mean, var = ctx.saved_tensors
-        grads = torch.ops.aten.native_batch_norm_backward(grad, x, weight, mean, var, None, None, False, ctx.eps, [True]*3)
+        if torch.is_grad_enabled() or _transformed():
+            return *_plain_gradients(ctx, grad), None, None
+        x, weight, _, mean, var = ctx.saved_tensors
+        weight = None if weight is None else weight.to(mean.dtype)
+        weight, mean, var = (_each_pose(t, ctx.poses) for t in (weight, mean, var))
+        given = (weight, mean, var, None, None, False, ctx.eps, [True]*3)
+        grads = torch.ops.aten.native_batch_norm_backward(grad, x, *given)
         grad_weight, grad_bias = (t.view(-1, ctx.poses).sum(1) for t in grads[1:])
         inverse, n = (var + ctx.eps).rsqrt(), x.numel()/len(grad_bias)
         factor = inverse/n if weight is None else weight*inverse/n
         slope = -factor*inverse*_each_pose(grad_weight, ctx.poses)
         line = -factor*_each_pose(grad_bias, ctx.poses) - slope*mean
         grad_x = grads[0].addcmul_(x, slope[:, None, None].to(x.dtype)).add_(line[:, None, None])
-        return grad_x, *(t if wanted else None for t, wanted in zip((grad_weight, grad_bias), ctx.needs_input_grad[1:])), None, None
+        found = zip((grad_x, grad_weight, grad_bias), ctx.needs_input_grad)
+        return *(t if wanted else None for t, wanted in found), None, None
 
 # %% ../nbs/04_layer.ipynb #98830c0c
 class GroupBatchNorm(nn.BatchNorm3d):
@@ -219,21 +258,36 @@ class GroupBatchNorm(nn.BatchNorm3d):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_features)
-        return self._by_pixel(x) if _is_by_pixel(x) and x.numel() > self.num_features else super().forward(x)
+        if _is_by_pixel(x) and self._knows(x): return self._by_pixel(x)
+        if x.shape[2] > 1 and not _is_open(x): return super().forward(x)
+        return super().forward(x.flatten(2)).view_as(x)            # lines lie in one way only
+
+    def _check_input_dim(self, x): pass                            # `forward` does
+
+    def _knows(self, x):
+        "More than one number a channel, and precisions that nn.BatchNorm3d takes together?"
+        own = (self.weight, self.bias, self.running_mean, self.running_var)
+        dtypes = {t.dtype for t in own if t is not None}
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        known = dtypes <= {x.dtype} or half and dtypes <= {torch.float32}
+        return known and x.numel() > self.num_features
 
     def _by_pixel(self, x):
         maps, poses = x.flatten(1, 2), x.shape[2]
         if not self.training and self.running_mean is not None:
-            numbers = (_each_pose(t, poses) for t in (self.running_mean, self.running_var, self.weight, self.bias))
-            return F.batch_norm(maps, *numbers, False, 0., self.eps).view_as(x)
+            own = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(maps, *(_each_pose(t, poses) for t in own), False, 0., self.eps).view_as(x)
         y, mean, var = _SharedStatistics.apply(maps, self.weight, self.bias, self.eps, poses)
-        if self.training and self.running_mean is not None: self._keep(mean, var, x.numel()/self.num_features)
+        if self.training and self.track_running_stats:
+            self._keep(mean, var, x.numel()/self.num_features)
         return y.view_as(x)
 
     @torch.no_grad()
     def _keep(self, mean, var, n): # of n numbers
-        self.num_batches_tracked += 1
-        rate = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        count, rate = self.num_batches_tracked, self.momentum
+        if count is not None: count += 1
+        if rate is None: rate = 0. if count is None else 1/count.item()
+        if self.running_mean is None: return
         self.running_mean.lerp_(mean.to(self.running_mean), rate)
         self.running_var.lerp_(var.to(self.running_var)*(n/(n - 1)), rate)
 
@@ -247,7 +301,7 @@ class GroupDropout(nn.Dropout3d):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x)
-        return super().forward(x)
+        return super().forward(_settled(x))
 
 # %% ../nbs/04_layer.ipynb #476aa2f8
 class _PerPose:
@@ -261,7 +315,7 @@ class _PerPose:
         _check_feature(x)
         _check(min(x.shape[-2:]) + 2*self.padding >= self.kernel_size, f"the window reaches over {self.kernel_size} pixels, but the image has "
                f"{x.shape[-2]}×{x.shape[-1]}; use a smaller window or a larger image")
-        return super().forward(x.flatten(1, 2)).unflatten(1, (-1, x.shape[2]))
+        return _split(super().forward(_settled(x.flatten(1, 2))), x.shape[2])
 
 class GroupMaxPool2d(_PerPose, nn.MaxPool2d): "`nn.MaxPool2d` in every pose."
 
@@ -275,7 +329,8 @@ class Downsample2d(nn.Module):
         H, W = x.shape[-2:]
         _check(min(H, W) >= 2, f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; use fewer halvings or a larger image")
         window = (2 + H % 2, 2 + W % 2)
-        return F.avg_pool2d(x.flatten(1, -3), window, 2).unflatten(1, x.shape[1:-2])
+        y = F.avg_pool2d(_settled(x.flatten(1, -3)), window, 2)
+        return _settled(y).unflatten(1, x.shape[1:-2])
 
 # %% ../nbs/04_layer.ipynb #f8513988
 REDUCE = {'mean': Tensor.mean, 'max': Tensor.amax}
