@@ -7,13 +7,12 @@ __all__ = ['REDUCE', 'LiftingConv2d', 'GroupConv2d', 'GroupLayerNorm', 'GroupIns
            'GroupMaxPool2d', 'GroupAvgPool2d', 'Downsample2d', 'GroupPool', 'GlobalPool', 'check_module']
 
 # %% ../nbs/04_layer.ipynb #1cbb34db
-import copy, functools, io, pickle
+import copy, functools, io, itertools, pickle
 from numbers import Integral, Real
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call, stack_module_state, vmap
 from .cache import FilterCache, _transformed
 from .group import FiniteGroup
@@ -79,8 +78,15 @@ def reset_parameters(self:_GroupConvBase):
 @patch
 def _apply(self:_GroupConvBase, fn, recurse=True):
     FilterCache._apply(self, fn, recurse)
-    self.R = _copy_like(_operator(self.group, self.kernel_size, self.basis), self.weight)
+    self.R = _copy_like(_operator(self.group, self.kernel_size, self.basis), self.R)
     return self
+
+@patch
+def _suited(self:_GroupConvBase)->Tensor: # (G, P, k²)
+    "R, in the precision and on the device of the weight, whoever put that there."
+    R, weight = self.R, self.weight
+    if (R.dtype, R.device) == (weight.dtype, weight.device): return R
+    return _copy_like(_operator(self.group, self.kernel_size, self.basis), weight)
 
 @patch
 def extra_repr(self:_GroupConvBase):
@@ -116,7 +122,7 @@ def _convolve(self:_GroupConvBase, x, filters):
 
 # %% ../nbs/04_layer.ipynb #285246e6
 class LiftingConv2d(_GroupConvBase):
-    "Images to group features: an ordinary convolution with every kernel in every pose (Cohen & Welling 2016, eq. 10). In evaluation, `refresh()` after writes to `weight.data`."
+    "Images to group features: an ordinary convolution with every kernel in every pose (Cohen & Welling 2016, eq. 10)."
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
@@ -130,7 +136,7 @@ class LiftingConv2d(_GroupConvBase):
 
     def filters(self)->Tensor: # (C_out·G, C_in/groups, k, k)
         "Every kernel in every pose, for `conv2d`."
-        return lifting_filters(self.weight, self.R)
+        return lifting_filters(self.weight, self._suited())
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, H, W) → (B, C_out, G, H', W')
         if x.ndim != 4 or x.shape[1] != self.in_channels:
@@ -139,7 +145,7 @@ class LiftingConv2d(_GroupConvBase):
 
 # %% ../nbs/04_layer.ipynb #56efe5c7
 class GroupConv2d(_GroupConvBase):
-    "Group features to group features: convolution over positions and poses (Cohen & Welling 2016, eq. 11). In evaluation, `refresh()` after writes to `weight.data`."
+    "Group features to group features: convolution over positions and poses (Cohen & Welling 2016, eq. 11)."
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
@@ -154,12 +160,14 @@ class GroupConv2d(_GroupConvBase):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self.relative = relative_pose(self.group).to(self.weight.device)
+        self.relative = relative_pose(self.group).to(self.R.device)
         return self
 
     def filters(self)->Tensor: # (C_out·G, C_in/groups·G, k, k)
         "Every kernel in every pose, for `conv2d`."
-        return group_filters(self.weight, self.R, self.relative)
+        relative = self.relative
+        if relative.device != self.weight.device: relative = relative_pose(self.group).to(self.weight.device)
+        return group_filters(self.weight, self._suited(), relative)
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, G, H, W) → (B, C_out, G, H', W')
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
@@ -401,13 +409,45 @@ def _check_batches(module, x, y):
         if not all(b.isfinite().all() for b in twin.buffers()): raise AssertionError("batch of 0: buffers spoilt")
 
 # %% ../nbs/04_layer.ipynb #8b76287b
-def _check_layout(module, x, y):
-    "Pixel by pixel: the same result, in evaluation and in training."
-    def moved(t): return t.flatten(1, -3).to(memory_format=torch.channels_last).view_as(t) if t.ndim > 3 else t
-    _same(module(moved(x)), y, 1e-4, 'channels_last')
-    def outcome(t): torch.manual_seed(0); return copy.deepcopy(module).train()(t)   # with the same dice
-    _same(outcome(moved(x)), outcome(x), 1e-3, 'channels_last, in training')
+def _pixel_by_pixel(t):
+    "The same numbers, laid out pixel by pixel."
+    if t.ndim < 4: return t
+    maps = t.flatten(1, -3).to(memory_format=torch.channels_last)
+    return maps if t.ndim == 4 else maps.view_as(t)
 
+def _outcome(module, x, mode, lay=Tensor.contiguous, lay_gradient=Tensor.contiguous):
+    "What a copy gives, and what it does to its buffers, by name."
+    torch.manual_seed(0)                                                # the same dice
+    twin, x = copy.deepcopy(module).train(mode), lay(x).detach().requires_grad_()
+    y = twin(x)
+    found = {'the output': y, **dict(twin.named_buffers())}
+    if not y.requires_grad: return found
+    inputs = {'the input': x} | {n: p for n, p in twin.named_parameters() if p.requires_grad}
+    toward = torch.linspace(-1, 1, y.numel()).to(y).view_as(y)
+    grads = torch.autograd.grad(y, [*inputs.values()], lay_gradient(toward), allow_unused=True)
+    return found | {f'the gradient of {n}': g for n, g in zip(inputs, grads) if g is not None}
+
+def _check_alike(got, want, tol, what):
+    "Relative to the largest number of each, or, where that is rounding, to a trace of the largest of all."
+    sizes = {name: t.abs().max().item() for name, t in want.items() if t.numel()}
+    for name, size in sizes.items():
+        off = (got[name] - want[name]).abs().max().item()
+        if not off <= tol*max(size, 1e-6*max(sizes.values())):
+            raise AssertionError(f"{what}: {name} differs by {off:.1e}, where the largest is {size:.1e}")
+
+@torch.enable_grad()
+def _check_layouts(module, x):
+    "Output, gradients and buffers are those of the plain case, in all layouts, modes and batches."
+    module, x = copy.deepcopy(module).double(), x.double()
+    layouts = {'map by map': Tensor.contiguous, 'pixel by pixel': _pixel_by_pixel}
+    for mode, batch in itertools.product((False, True), (1, 2, 4)):
+        try: want = _outcome(module, x[:batch], mode)
+        except ValueError: continue                                     # such as a norm of a single number
+        for there, back in itertools.product(layouts, layouts):
+            got = _outcome(module, x[:batch], mode, layouts[there], layouts[back])
+            _check_alike(got, want, 1e-6, f"batch of {batch} {'in training' if mode else 'in evaluation'}, {there}, its gradient {back}")
+
+# %% ../nbs/04_layer.ipynb #a26903f4
 def _check_transforms(module, x, y, backend):
     "`torch.compile` without a graph break, and `vmap` over stacked modules."
     torch._dynamo.reset()
@@ -429,5 +469,8 @@ def check_module(
     "Raise an `AssertionError` unless `module` survives what PyTorch does to modules."
     module = copy.deepcopy(module).eval()
     y = module(x)
-    _check_copies(module, x, y); _check_precision(module, x, y); _check_batches(module, x, y); _check_layout(module, x, y)
+    _check_copies(module, x, y)
+    _check_precision(module, x, y)
+    _check_batches(module, x, y)
+    _check_layouts(module, x)
     _check_transforms(module, x, y, backend)
