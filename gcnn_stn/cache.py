@@ -9,70 +9,62 @@ __all__ = ['FilterCache']
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # %% ../nbs/03b_cache.ipynb #7e10f72f
 def _transformed():
     "Is a compiler, an exporter, a tracer, a function transform or a mode that fakes or counts at work?"
     return (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
-            or torch._C._functorch.peek_interpreter_stack() is not None)
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or forward_ad._current_level >= 0)
 
 def _watched():
     "Does anyone record how the filters follow from the weights?"
-    return torch.is_grad_enabled() or _transformed() or torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return torch.is_grad_enabled() or _transformed()
 
 # %% ../nbs/03b_cache.ipynb #9ee6d2e2
-def _countable(t):
-    "Would PyTorch let us see a change of `t`?"
-    return (type(t) in (nn.Parameter, Tensor) and t.is_leaf and t.grad is None and not t.is_inference() and not t.is_meta
-            and not (t.device.type == 'cpu' and t.untyped_storage().is_shared()))
+def _readable(t):
+    "Can one look at the numbers of `t`, and at once?"
+    return t.is_cpu and t.layout == torch.strided and type(t) in (nn.Parameter, Tensor)
 
-_last_step = [None]
-def _mark_step(*_):
-    "After each step of each optimizer: fused ones write without counting."
-    _last_step[0] = object()    # a new one, compared by identity; never read here, so a compiled step needs no guard for it
-register_optimizer_step_post_hook(_mark_step)
-
-def _context(device):
-    "What the filters depend on besides: the last optimizer step, autocast, inference mode, and on a GPU the stream that makes them."
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == 'cuda' else None
-    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    return _last_step[0], autocast, torch.is_inference_mode_enabled(), stream
-
-def _state(used):
-    "What changes when one of these countable tensors does."
-    return _context(used[0].device), [(t._version, t.data_ptr(), t.dtype, t.grad is None) for t in used]
+def _circumstances(used):
+    "What filters depend on besides the numbers in `used`: precision, autocast and inference mode."
+    autocast = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu')
+    return [t.dtype for t in used], autocast, torch.is_inference_mode_enabled()
 
 # %% ../nbs/03b_cache.ipynb #d5401e00
 class FilterCache(nn.Module):
-    "A module whose `filters()` follow from its own parameters and buffers: kept in evaluation. Plain attributes need `refresh()`."
+    "A module whose `filters()` follow from its own parameters and buffers: kept in evaluation, as long as these are what they were."
     def __init__(self):
         super().__init__()
-        self._kept = {}
+        self._kept = None
 
     def filters(self)->Tensor: raise NotImplementedError("a FilterCache must define filters()")
 
     def refresh(self):
-        "Forget the filters: needed only after writes that PyTorch can't see, such as `weight.data.mul_(2)`."
-        self._kept = {}    # a new one: another thread may be about to fill the old one
+        "Forget the filters: only needed when `filters()` follows from a plain attribute, and that has changed."
+        self._kept = None
 
     def train(self, mode=True): self.refresh(); return super().train(mode)
     def _apply(self, fn, recurse=True): self.refresh(); return super()._apply(fn, recurse)
     def _load_from_state_dict(self, *args, **kwargs): self.refresh(); super()._load_from_state_dict(*args, **kwargs)
-    def __getstate__(self): return {**self.__dict__, '_kept': {}}
+    def __getstate__(self): return {**self.__dict__, '_kept': None}
 
 # %% ../nbs/03b_cache.ipynb #df2af455
 @patch
 def cached_filters(self:FilterCache)->Tensor:
-    "`filters()`, or in evaluation what it gave last time, if nothing can have changed since."
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting(): self.refresh()
-    own = type(self._parameters.get('weight')) is nn.Parameter and not self._modules   # not parametrized, lent, or made by children
-    if self.training or not own or _watched(): return self.filters()
-    kept, used = self._kept, [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
-    entry, ids = kept.get('entry'), [*map(id, used)]
-    if entry is not None and entry[0] == ids and entry[1] == _state(used): return entry[2]
-    if not all(map(_countable, used)): return self.filters()
-    state, bank = _state(used), self.filters()                     # in this order: a write in between changes the state
-    kept['entry'] = ids, state, bank, used, [t.untyped_storage() for t in used]   # held with its tensors, so that no address is used twice
+    "`filters()`, or in evaluation what it gave last time, if all that it follows from is the same."
+    used = [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
+    own = self._parameters.get('weight') is not None and not self._modules
+    if self.training or _watched() or not own or not all(map(_readable, used)): return self.filters()
+
+    now = _circumstances(used)
+    if self._kept is not None:
+        then, copies, bank = self._kept
+        if then == now and all(map(torch.equal, used, copies)): return bank
+
+    copies = [t.clone() for t in used]           # before the filters: a write in between is seen next time
+    bank = self.filters()
+    self._kept = now, copies, bank
     return bank
