@@ -268,14 +268,27 @@ class GroupMaxPool2d(_PerPose, nn.MaxPool2d): "`nn.MaxPool2d` in every pose."
 class GroupAvgPool2d(_PerPose, nn.AvgPool2d): "`nn.AvgPool2d` in every pose."
 
 # %% ../nbs/04_layer.ipynb #700eb3ae
+def _are_numbers(*sizes):
+    "False where a tracer or an exporter leaves a size free."
+    return all(isinstance(n, int) for n in sizes)
+
+def _pair_up(a, b, c, odd):
+    "The mean of two, or of three if `odd` is 1 and not 0."
+    return (a + b + odd*c)/(2 + odd)
+
+def _halve(x): # (B, C, H, W) → (B, C, H//2, W//2)
+    H, W = x.shape[-2:]
+    if _are_numbers(H, W): return F.avg_pool2d(x, (2 + H % 2, 2 + W % 2), 2)
+    x = _pair_up(x[..., 0:H - 1:2, :], x[..., 1::2, :], x[..., 1 + H % 2::2, :], H % 2)
+    return _pair_up(x[..., 0:W - 1:2], x[..., 1::2], x[..., 1 + W % 2::2], W % 2)
+
 class Downsample2d(nn.Module):
     "Halve height and width by averaging, exact under quarter turns at every size."
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H//2, W//2); odd sizes: (H-1)/2
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
         H, W = x.shape[-2:]
         _check(min(H, W) >= 2, f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; use fewer halvings or a larger image")
-        window = (2 + H % 2, 2 + W % 2)
-        return F.avg_pool2d(x.flatten(1, -3), window, 2).unflatten(1, x.shape[1:-2])
+        return _halve(x.flatten(1, -3)).unflatten(1, x.shape[1:-2])
 
 # %% ../nbs/04_layer.ipynb #f8513988
 REDUCE = {'mean': Tensor.mean, 'max': Tensor.amax}

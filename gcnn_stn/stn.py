@@ -44,7 +44,8 @@ def sampling_grid(
     size:tuple,    # of the output, ending in (H, W)
 )->Tensor:         # where each output pixel reads, x then y, edges at ±1: (B, H, W, 2)
     "The sampling grid of θ, for `align_corners=False`."
-    y, x = ((2*torch.arange(n, device=theta.device, dtype=theta.dtype) + 1)/n - 1 for n in size[-2:])
+    H, W = size[-2:]
+    y, x = ((2*theta.new_ones(n).cumsum(0) - 1)/n - 1 for n in (H, W))   # middles of pixels
     by_x, by_y, shift = theta[:, None, None].unbind(-1)             # (B, 1, 1, 2) each
     return by_x*x[None, :, None] + by_y*y[:, None, None] + shift    # (B, H, W, 2)
 
@@ -72,10 +73,10 @@ def unit(
 # %% ../nbs/05_stn.ipynb #afd2c25c
 def _cells(n, size, like):
     "Share of each of `n` pixels in each of `size` equal cells, (size, n)."
-    kwargs = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-    edge, pixel = torch.arange(size, **kwargs)[:, None]*n/size, torch.arange(n, **kwargs)
-    overlap = torch.minimum(edge + n/size, pixel + 1) - torch.maximum(edge, pixel)
-    return (overlap.clamp(min=0)*size/n).to(like.dtype)
+    pixel, cell = (like.new_ones(m, dtype=torch.long).cumsum(0) for m in (n, size))   # 1 … n, 1 … size
+    cell = cell[:, None]
+    start, end = torch.maximum((cell - 1)*n, (pixel - 1)*size), torch.minimum(cell*n, pixel*size)   # in 1/size of a pixel
+    return (end - start).clamp(min=0).to(like.dtype)/n
 
 class AreaPool2d(nn.Module):
     "Average images over `size`×`size` equal cells, splitting the pixels that cells share."
@@ -85,8 +86,8 @@ class AreaPool2d(nn.Module):
         super().__init__()
         self.size = size
     def forward(self, x:Tensor)->Tensor:   # (B, C, H, W) -> (B, C, size, size)
-        rows, columns = (_cells(n, self.size, x) for n in x.shape[-2:])
-        return rows @ x @ columns.mT
+        H, W = x.shape[-2:]
+        return _cells(H, self.size, x) @ x @ _cells(W, self.size, x).transpose(0, 1)
     def extra_repr(self): return f'{self.size}'
 
 # %% ../nbs/05_stn.ipynb #aaf5f0ab
