@@ -8,7 +8,7 @@ __all__ = ['blur_pool', 'BlurPool2d', 'MaxBlurPool2d', 'Upsample2d']
 # %% ../nbs/04b_sampling.ipynb #40458b03
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .layer import _check, _check_whole, _settled
+from .layer import _are_numbers, _check, _check_whole
 
 # %% ../nbs/04b_sampling.ipynb #48bac6d4
 def _centred(size, stride):
@@ -17,15 +17,33 @@ def _centred(size, stride):
     even = rest % 2
     return even, (2*(stride - 1) + even - rest)//2
 
+def _continued(x, stride):
+    "A picture continued beyond its border, blurred with (1, 1)/2 in a direction that wants an even blur."
+    H, W = x.shape[-2:]
+    if not _are_numbers(H, W): return _continued_at_any_size(x, stride)
+    (even_h, h), (even_w, w) = _centred(H, stride), _centred(W, stride)
+    x = F.pad(x, (w, w, h, h), mode='replicate')
+    return F.avg_pool2d(x, (1 + even_h, 1 + even_w), 1)
+
 def blur_pool(
     x:Tensor,     # images (B, C, H, W)
     stride:int=2,
 )->Tensor:        # (B, C, ⌈H/stride⌉, ⌈W/stride⌉)
     "Blur and keep every `stride`-th pixel, from samples that sit in the middle of the image."
-    (even_h, h), (even_w, w) = (_centred(size, stride) for size in x.shape[-2:])
-    x = F.pad(x, (w, w, h, h), mode='replicate')
-    x = F.avg_pool2d(x, (1 + even_h, 1 + even_w), 1)
-    return F.avg_pool2d(F.avg_pool2d(x, stride, 1), stride)
+    return F.avg_pool2d(F.avg_pool2d(_continued(x, stride), stride, 1), stride)
+
+# %% ../nbs/04b_sampling.ipynb #61322cd3
+def _between(x, dim, size, stride):
+    "The mean of neighbours along one axis where the blur must be even, and the picture itself where it is odd."
+    rest = (size - 1) % stride
+    length = x.shape[dim] - 1 - rest
+    return (x.narrow(dim, rest//2, length) + x.narrow(dim, rest//2 + rest % 2, length))/2
+
+def _continued_at_any_size(x, stride):
+    "What `_continued` gives, without a question about the size."
+    H, W = x.shape[-2:]
+    x = F.pad(x, (stride - 1, stride)*2, mode='replicate')
+    return _between(_between(x, -2, H, stride), -1, W, stride)
 
 # %% ../nbs/04b_sampling.ipynb #e979ba73
 class _Resample(nn.Module):
@@ -36,8 +54,7 @@ class _Resample(nn.Module):
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
         _check(min(x.shape[-2:]) >= self.least, f"at least {self.least}×{self.least} pixels are wanted, got "
                f"{x.shape[-2]}×{x.shape[-1]}; use a larger image or fewer such layers")
-        maps = self.resample(_settled(x.flatten(1, -3)))         # (B, C·G, H, W)
-        return _settled(maps).unflatten(1, x.shape[1:-2])
+        return self.resample(x.flatten(1, -3)).unflatten(1, x.shape[1:-2])   # (B, C·G, H, W) and back
 
 # %% ../nbs/04b_sampling.ipynb #2e88bf79
 class BlurPool2d(_Resample):
@@ -67,7 +84,8 @@ class Upsample2d(_Resample):
         self.scale, self.mode = scale, mode
 
     def resample(self, x): # (B, C, s·H, s·W)
-        size = [self.scale*n for n in x.shape[-2:]]
-        return F.interpolate(x, size, mode=self.mode, align_corners=False if self.mode == 'bilinear' else None)
+        H, W = x.shape[-2:]
+        corners = False if self.mode == 'bilinear' else None
+        return F.interpolate(x, [self.scale*H, self.scale*W], mode=self.mode, align_corners=corners)
 
     def extra_repr(self): return f'scale={self.scale}, mode={self.mode!r}'
