@@ -86,7 +86,7 @@ def weights_dtype(
 )->torch.dtype|None: # of its floating weights, or else of its buffers; None: it has neither
     "In which numbers a network computes."
     tensors = (*model.parameters(), *model.buffers())
-    return next((t.dtype for t in tensors if t.is_floating_point()), None)
+    return next((t.dtype for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1), None)
 
 # %% ../nbs/06_model.ipynb #90ea7323
 @torch.no_grad()
@@ -102,7 +102,10 @@ def count_flops(
     dtype = weights_dtype(twin)
     def flops(n):
         x = torch.empty(n, *shape, device='meta', dtype=dtype)
-        with FlopCounterMode(display=False) as counter: twin(x)
+        try:
+            with FlopCounterMode(display=False) as counter: twin(x)
+        except (RuntimeError, IndexError) as e:
+            raise ValueError(f"shape must suit the network, got {tuple(shape)}, of which torch says: {e}") from e
         return counter.get_total_flops()
     return flops(2) - flops(1)
 

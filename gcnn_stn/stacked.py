@@ -29,6 +29,8 @@ class Stack(nn.Module):
     "Networks of one architecture as one, with an axis for the runs in front of every weight."
     def __init__(self, models:list): # of one architecture; copied
         super().__init__()
+        if not isinstance(models, (list, tuple)) or not models or not all(isinstance(m, nn.Module) for m in models):
+            raise ValueError(f"models must be a list of networks, at least one, got {models!r}")
         models = [unwrapped(model) for model in models]
         states = [model.state_dict(keep_vars=True) for model in models]
         self.base = copy.deepcopy(models[0])
@@ -97,7 +99,7 @@ def _check_alike(what, values, rule):
 
 # %% ../nbs/09b_stacked.ipynb #4f8f601c
 def _check_stack(models, trains, valids, configs, speed):
-    "Refuse what can't be trained together."
+    "Refuse what can't be trained together; returns the networks without wrappers."
     sets = dict(models=models, trains=trains, valids=valids, configs=configs)
     for name, v in sets.items():
         if not isinstance(v, (list, tuple)):
@@ -106,6 +108,7 @@ def _check_stack(models, trains, valids, configs, speed):
     if len(set(numbers)) > 1 or not models:
         raise ValueError(f"models, trains, valids and configs must have one entry for each run, got {numbers}")
     for model, config in zip(models, configs): _check_kinds(model=(model, nn.Module), config=(config, TrainConfig), speed=(speed, Speed))
+    models = [unwrapped(model) for model in models]
     if len({id(model) for model in models}) < len(models): raise ValueError("models must be different objects, got one of them twice; copy it")
     if speed.channels_last: raise ValueError("channels_last must be False for a stack, which has an axis more, got True")
     asked = {c.equivariance for c in configs} - {0}
@@ -114,6 +117,7 @@ def _check_stack(models, trains, valids, configs, speed):
                          f"got {asked.pop()}; train those apart, with `fit`")
     _check_alike('models', [_architecture(model) for model in models], 'must be of one architecture')
     _check_alike('configs', [replace(config, seed=0) for config in configs], 'must differ in their seed only')
+    return models
 
 # %% ../nbs/09b_stacked.ipynb #c9c702c3
 def _check_sets(models, trains, valids, configs, device):
@@ -244,6 +248,8 @@ def _run(stack, forward, runs, train, valid, steps, speed, on_epoch):
         if not runs: return
 
 # %% ../nbs/09b_stacked.ipynb #0a52af6e
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_stacked(
     models:list,            # of one architecture; trained in place
     trains:list,            # images and labels for each, as for fit: as many for each; the same tensors are stored once
@@ -256,15 +262,15 @@ def fit_stacked(
     speed:Speed=Speed(),    # of the training; channels_last doesn't apply
 )->list:                    # a history for each, as from fit; seconds are the whole stack's
     "Train several networks at once, and leave each with its best weights."
-    _check_stack(models, trains, valids, configs, speed)
+    models = _check_stack(models, trains, valids, configs, speed)
     _check_calls(progress, on_epoch=on_epoch, on_step=on_step)
-    device, models = pick_device(device, models[0]), [unwrapped(model) for model in models]
+    device = pick_device(device, models[0])
     configs = _check_sets(models, trains, valids, configs, device)
     for model, config in zip(models, configs): model.to(device).pixel_statistics = config.mean, config.std
     runs, n = [_One(i, *run) for i, run in enumerate(zip(models, configs))], len(trains[0][0])
     piles = [sets[0] and _pile(sets, configs, models[0], device) for sets in (trains, valids)]
     stack = Stack(models).to(device)
-    with (torch.enable_grad(), _seeded(configs[0].seed, device), _bar(n, configs[0], progress) as bar, _computing(stack.train(), speed, device) as forward):
+    with (_seeded(configs[0].seed, device), _bar(n, configs[0], progress) as bar, _computing(stack.train(), speed, device) as forward):
         _run(stack, forward, runs, *piles, _Steps(bar.total, bar, on_step), speed, on_epoch)
     for run in runs: run.best.restore()
     return [run.history for run in runs]

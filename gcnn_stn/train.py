@@ -528,6 +528,8 @@ def _differentiate(forward, x, y, degrees, turn, config, share):
     else: logits, apart = forward(prepare(x, degrees, config.mean, config.std)), None
     loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     loss = share*(loss if apart is None else loss + config.penalty*apart)
+    if not loss.requires_grad:
+        raise ValueError("model must give logits that depend on its weights, got some without a gradient; detach nothing")
     loss.backward()
     return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
 
@@ -666,7 +668,7 @@ def _path(path):
 def _file(path):
     "The same, unless it names a folder."
     found = _path(path)
-    if str(path).endswith(('/', os.sep)) or found.is_dir():
+    if str(path).endswith(('/', os.sep)) or os.path.isdir(found):
         raise ValueError("path must be a file in a folder that can be written, "
                          f"got the folder {str(path)!r}; add a name")
     return found
@@ -751,7 +753,7 @@ def save_checkpoint(
 def _read_checkpoint(path):
     "Weights and metadata in a file, once it has been found whole."
     path = _path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which is none; correct the path or train first")
     try:
         with safe_open(path, 'pt') as f: state, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
@@ -826,6 +828,8 @@ def _check_weights(model):
         raise ValueError(f"model must have a weight to be trained, got {type(unwrapped(model)).__name__} without any; "
                          "requires_grad_(True) thaws frozen ones")
     for name, p in learning:
+        if p.is_inference():
+            raise ValueError(f"weights to be trained must be made outside torch.inference_mode, got {name}; make the network anew")
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"weights to be trained must be float32 or float64, got {name} of {p.dtype}; "
                              "model.float() makes them so, and Speed('bfloat16') takes products in half precision")
@@ -918,8 +922,11 @@ def _run(model, forward, train, valid, config, best, steps, on_epoch):
 def _bar(n, config, progress):
     "A progress bar over all steps; it ends full even if the run ends early."
     steps = config.epochs*len(_batches(torch.arange(n, device='cpu'), config.batch_size))
-    options = progress if isinstance(progress, dict) else {}
-    with tqdm(total=steps, disable=progress is False or _place()[0] > 0, **options) as bar:
+    options, hidden = progress if isinstance(progress, dict) else {}, progress is False or _place()[0] > 0
+    try: bar = tqdm(total=steps, disable=hidden, **options)
+    except (TypeError, KeyError) as e:
+        raise ValueError(f"progress must be True, False or a dict of tqdm's options, got {progress!r} ({e})") from e
+    with bar:
         yield bar
         bar.total = bar.n
         bar.refresh()
@@ -932,6 +939,8 @@ def _check_calls(progress, **calls):
         if f is not None and not callable(f): raise ValueError(f"{name} must be None or a function, got {f!r}")
 
 # %% ../nbs/09_train.ipynb #396acfb7
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model:nn.Module,         # maps images (B, C, H, W) to logits (B, K); trained in place
     train:tuple,             # images (N, C, H, W), uint8 or in [0, 1], and int64 labels (N,)
@@ -951,7 +960,7 @@ def fit(
     unwrapped(model.to(device)).pixel_statistics = config.mean, config.std
     train, valid = (_ready(data, model, device) for data in (train, valid))
     best = _Best(model, config, path if rank == 0 else None)
-    with (torch.enable_grad(), same_mode(model), _seeded(config.seed + (rank << 32), device), _bar(len(train[0]), config, progress) as bar,
+    with (same_mode(model), _seeded(config.seed + (rank << 32), device), _bar(len(train[0]), config, progress) as bar,
           _tapped(model, config.equivariance_layer, config.penalty > 0) as net, _computing(net, speed, device) as forward):
         history = list(_run(model, forward, train, valid, config, best, _Steps(bar.total, bar, on_step), on_epoch))
     best.restore()
