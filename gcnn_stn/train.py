@@ -692,7 +692,9 @@ def check_writable(
 )->Path:      # `~` replaced
     "Write something next to `path` and take it away again, or say in a `ValueError` that it can't be done."
     path = _file(path)
-    with _part(path) as part: part.touch()
+    with _part(path) as part:
+        part.touch()
+        with suppress(FileNotFoundError): os.stat(path)   # the name itself may be one that can't be
     return path
 
 # %% ../nbs/09_train.ipynb #de0fc1dc
