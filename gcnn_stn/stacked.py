@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .data import prepare
-from .train import (Speed, TrainConfig, _bar, _Best, _computing, _Log, _ready, _seeded, _Steps, _valid_angles, make_optimizer,
-                            pick_device, visits)
+from .data import rotate, unit_range
+from .group import on_cpu
+from .model import unwrapped
+from .train import (Speed, TrainConfig, _bar, _Best, _check_calls, _check_fit, _check_kinds, _computing, _large_enough, _Log,
+                            _ready, _seeded, _Steps, _valid_angles, make_optimizer, pick_device, visits)
 
 # %% ../nbs/09b_stacked.ipynb #917c9952
 def _stacked(states, k): return torch.stack([state[k].detach() for state in states])
@@ -27,6 +29,9 @@ class Stack(nn.Module):
     "Networks of one architecture as one, with an axis for the runs in front of every weight."
     def __init__(self, models:list): # of one architecture; copied
         super().__init__()
+        if not isinstance(models, (list, tuple)) or not models or not all(isinstance(m, nn.Module) for m in models):
+            raise ValueError(f"models must be a list of networks, at least one, got {models!r}")
+        models = [unwrapped(model) for model in models]
         states = [model.state_dict(keep_vars=True) for model in models]
         self.base = copy.deepcopy(models[0])
         learned = dict(self.base.named_parameters())
@@ -94,19 +99,33 @@ def _check_alike(what, values, rule):
 
 # %% ../nbs/09b_stacked.ipynb #4f8f601c
 def _check_stack(models, trains, valids, configs, speed):
-    "Refuse what can't be trained together."
-    numbers = [len(v) for v in (models, trains, valids, configs)]
+    "Refuse what can't be trained together; returns the networks without wrappers."
+    sets = dict(models=models, trains=trains, valids=valids, configs=configs)
+    for name, v in sets.items():
+        if not isinstance(v, (list, tuple)):
+            raise ValueError(f"{name} must be a list with one entry for each run, got a {type(v).__name__}")
+    numbers = [len(v) for v in sets.values()]
     if len(set(numbers)) > 1 or not models:
         raise ValueError(f"models, trains, valids and configs must have one entry for each run, got {numbers}")
+    for model, config in zip(models, configs): _check_kinds(model=(model, nn.Module), config=(config, TrainConfig), speed=(speed, Speed))
+    models = [unwrapped(model) for model in models]
     if len({id(model) for model in models}) < len(models): raise ValueError("models must be different objects, got one of them twice; copy it")
     if speed.channels_last: raise ValueError("channels_last must be False for a stack, which has an axis more, got True")
     asked = {c.equivariance for c in configs} - {0}
-    if asked: raise ValueError(f"equivariance must be 0 for a stack, where neither error nor penalty is computed, got {asked.pop()}; train those apart, with `fit`")
+    if asked:
+        raise ValueError("equivariance must be 0 for a stack, where neither error nor penalty is computed, "
+                         f"got {asked.pop()}; train those apart, with `fit`")
     _check_alike('models', [_architecture(model) for model in models], 'must be of one architecture')
     _check_alike('configs', [replace(config, seed=0) for config in configs], 'must differ in their seed only')
+    return models
+
+# %% ../nbs/09b_stacked.ipynb #c9c702c3
+def _check_sets(models, trains, valids, configs, device):
+    "Refuse images that can't be trained with together; returns the configurations with their statistics of the pixels."
+    configs = [_check_fit(*run, device) for run in zip(models, trains, valids, configs)]
     for name, sets in ('trains', trains), ('valids', valids):
         _check_alike(name, [(_lengths(data), _shapes(data)) for data in sets], 'must have as many images, of one size')
-    for model, train, valid, config in zip(models, trains, valids, configs): _ready(model, train, valid, config, train[0].device)
+    return configs
 
 # %% ../nbs/09b_stacked.ipynb #7af10b77
 @dataclass
@@ -116,19 +135,31 @@ class _Pile:
     y:Tensor       # (M,)
     start:Tensor   # where each run's set begins (R,)
     n:int          # images in a set
+    mean:Tensor    # of the pixels, for each run, (R, 1, C, 1, 1) or (R, 1, 1, 1, 1)
+    std:Tensor     # likewise
 
-def _pile(sets, device):
+def _spread(values, like):
+    "A number for each run, or a tuple of numbers: a tensor that meets images (R, B, C, H, W)."
+    rows = [v if isinstance(v, tuple) else (v,) for v in values]
+    channels = max(map(len, rows))
+    rows = [row if len(row) == channels else row*channels for row in rows]
+    return torch.tensor(rows, dtype=like.dtype, device=like.device)[:, None, :, None, None]
+
+def _pile(sets, configs, model, device):
     "Put the sets on top of each other, on the device."
     different = {(id(x), id(y)): (x, y) for x, y in sets}
     place, n = {key: i for i, key in enumerate(different)}, len(sets[0][1])
-    x, y = (torch.cat([t.to(device) for t in parts]) for parts in zip(*different.values()))
-    return _Pile(x, y, torch.tensor([place[id(x), id(y)]*n for x, y in sets], device=device), n)
+    x, y = _ready(tuple(torch.cat(parts) for parts in zip(*different.values())), model, device)
+    start = torch.tensor([place[id(x), id(y)]*n for x, y in sets], device=device)
+    mean, std = (_spread(values, unit_range(x[:1])) for values in zip(*((c.mean, c.std) for c in configs)))
+    return _Pile(x, y, start, n, mean, std)
 
-def _take(pile, idx, degrees, config):
+def _take(pile, idx, degrees):
     "Images as the networks see them (R, B, C, H, W), and labels (R, B), for idx (R, B) into each run's set."
     where = idx + pile.start[:, None]
-    x = prepare(pile.x[where.flatten()], None if degrees is None else degrees.flatten(), config.mean, config.std)
-    return x.unflatten(0, idx.shape), pile.y[where]
+    x = unit_range(pile.x[where.flatten()])
+    if degrees is not None: x = rotate(x, degrees.flatten())
+    return (x.unflatten(0, idx.shape) - pile.mean)/pile.std, pile.y[where]
 
 # %% ../nbs/09b_stacked.ipynb #4d50256d
 def _losses(logits, y, smoothing):
@@ -159,7 +190,9 @@ def _train_epoch(forward, runs, pile, optimizer, scheduler, steps, every=20):
     log, config, batches = _Log(), runs[0].config, list(_orders(runs, pile.n, pile.x.device))
     for i, (idx, degrees) in enumerate(batches, start=1):
         lr = optimizer.param_groups[0]['lr']
-        log.add(*_step(forward, *_take(pile, idx, degrees, config), optimizer, scheduler, config), idx.shape[1], lr)
+        with _large_enough(idx.shape[1]):
+            found = _step(forward, *_take(pile, idx, degrees), optimizer, scheduler, config)
+        log.add(*found, idx.shape[1], lr)
         steps.add()
         if i % every == 0 and i < len(batches): steps.tell(*_mean(log.read(i - every)))
     losses = log.read(0)
@@ -171,12 +204,12 @@ def _train_epoch(forward, runs, pile, optimizer, scheduler, steps, every=20):
 def _validate(stack, runs, pile, batch_size=100):
     "Accuracy of each run on its validation images, or None."
     if pile is None: return [None]*len(runs)
-    device, config, right = pile.x.device, runs[0].config, 0
+    device, right = pile.x.device, 0
     angles = [_valid_angles(pile.n, run.config, run.exam, device) for run in runs]
     stack.eval()
     for idx in torch.arange(pile.n, device=device).split(batch_size):
         degrees = None if angles[0] is None else torch.stack([a[idx] for a in angles])
-        x, y = _take(pile, idx.expand(len(runs), -1), degrees, config)
+        x, y = _take(pile, idx.expand(len(runs), -1), degrees)
         right = right + (stack(x).argmax(dim=2) == y).sum(dim=1)
     stack.train()
     return (right.double()/pile.n).tolist()
@@ -197,7 +230,7 @@ def _leave(stack, runs, optimizer, piles, epoch, speed):
     if 0 < len(kept) < len(runs):
         _keep(stack, optimizer, kept)
         for pile in piles:
-            if pile is not None: pile.start = pile.start[kept]
+            if pile is not None: pile.start, pile.mean, pile.std = (t[kept] for t in (pile.start, pile.mean, pile.std))
         if speed.compile: torch.compiler.reset()   # another shape: what was compiled for the last one can go
     return [runs[r] for r in kept]
 
@@ -215,6 +248,8 @@ def _run(stack, forward, runs, train, valid, steps, speed, on_epoch):
         if not runs: return
 
 # %% ../nbs/09b_stacked.ipynb #0a52af6e
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_stacked(
     models:list,            # of one architecture; trained in place
     trains:list,            # images and labels for each, as for fit: as many for each; the same tensors are stored once
@@ -227,10 +262,14 @@ def fit_stacked(
     speed:Speed=Speed(),    # of the training; channels_last doesn't apply
 )->list:                    # a history for each, as from fit; seconds are the whole stack's
     "Train several networks at once, and leave each with its best weights."
-    _check_stack(models, trains, valids, configs, speed)
-    device, n = pick_device(device, models[0]), len(trains[0][0])
-    runs, stack = [_One(i, model.to(device), config) for i, (model, config) in enumerate(zip(models, configs))], Stack(models).to(device)
-    piles = _pile(trains, device), None if valids[0] is None else _pile(valids, device)
+    models = _check_stack(models, trains, valids, configs, speed)
+    _check_calls(progress, on_epoch=on_epoch, on_step=on_step)
+    device = pick_device(device, models[0])
+    configs = _check_sets(models, trains, valids, configs, device)
+    for model, config in zip(models, configs): model.to(device).pixel_statistics = config.mean, config.std
+    runs, n = [_One(i, *run) for i, run in enumerate(zip(models, configs))], len(trains[0][0])
+    piles = [sets[0] and _pile(sets, configs, models[0], device) for sets in (trains, valids)]
+    stack = Stack(models).to(device)
     with (_seeded(configs[0].seed, device), _bar(n, configs[0], progress) as bar, _computing(stack.train(), speed, device) as forward):
         _run(stack, forward, runs, *piles, _Steps(bar.total, bar, on_step), speed, on_epoch)
     for run in runs: run.best.restore()

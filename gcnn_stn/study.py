@@ -312,6 +312,7 @@ def load_run(
     data = load_data(run.dataset)
     model = _model(run, data)
     load_checkpoint(weights_path(out, run.id), model)
+    model.pixel_statistics = data.mean, data.std   # older files don't name them
     return model.eval()
 
 class _Embed(torch.nn.Module):

@@ -4,54 +4,68 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'make_optimizer', 'Speed', 'same_mode', 'pick_device', 'predict', 'evaluate', 'visits', 'distributed',
-           'measure_equivariance', 'write_atomically', 'checkpoint_bytes', 'save_checkpoint', 'load_checkpoint',
-           'check_writable', 'fit']
+           'measure_equivariance', 'write_atomically', 'check_writable', 'checkpoint_bytes', 'save_checkpoint',
+           'load_checkpoint', 'fit']
 
 # %% ../nbs/09_train.ipynb #095791fa
+import ast
 import copy
 import functools
+import itertools
+import json
 import math
 import os
+import re
+import socket
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from numbers import Integral, Real
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from .data import MNIST_MEAN, MNIST_STD, content_hash, prepare, random_angles, unit_range
+from .data import content_hash, prepare, random_angles, user_path
+from .dataset import pixel_statistics
 from .equivariance import disc, equivariance_error
-from .group import CyclicGroup, FiniteGroup, act
+from .group import CyclicGroup, FiniteGroup, act, on_cpu
+from .model import Normalized, _are_numbers, _is_real, _unit, known_statistics, unwrapped, weights_dtype
 
 # %% ../nbs/09_train.ipynb #1eb3d016
-def _whole(least): return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and v >= least
-def _real(test): return lambda v: isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) and test(v)
+def _whole(least, most=2**63 - 1):
+    return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= v <= most
+
+def _real(test): return lambda v: _is_real(v) and test(v)
 def _flag(v): return isinstance(v, bool)
-def _one_or_each(test): return lambda v: all(map(_real(test), v)) and len(v) > 0 if isinstance(v, tuple) else _real(test)(v)
+def _one_of(*names): return lambda v: isinstance(v, str) and v in names
+def _or_none(test): return lambda v: v is None or test(v)
 
 # %% ../nbs/09_train.ipynb #2e305096
 _RULES = {
     'epochs': (_whole(1), "a positive integer"),
-    'batch_size': (_whole(1), "a positive integer"),
+    'batch_size': (_whole(1), "a positive integer below 2⁶³"),
     'lr': (_real(lambda v: v > 0), "a positive number"),
     'weight_decay': (_real(lambda v: v >= 0), "a number of at least 0"),
-    'schedule': (lambda v: v in ('one_cycle', 'constant'), "'one_cycle' or 'constant'"),
-    'patience': (lambda v: v is None or _whole(1)(v), "None or a positive integer"),
-    'seed': (_whole(0), "an integer of at least 0"),
+    'schedule': (_one_of('one_cycle', 'constant'), "'one_cycle' or 'constant'"),
+    'patience': (_or_none(_whole(1)), "None or a positive integer"),
+    'seed': (_whole(0), "an integer of at least 0 and below 2⁶³"),
     'rotate': (_flag, "True or False"),
-    'rotate_valid': (lambda v: v is None or _flag(v), "None, True or False"),
+    'rotate_valid': (_or_none(_flag), "None, True or False"),
     'fresh_valid': (_flag, "True or False"),
     'label_smoothing': (_real(lambda v: 0 <= v < 1), "a number in [0, 1)"),
-    'mean': (_one_or_each(lambda v: True), "a number or a tuple of them, one per channel"),
-    'std': (_one_or_each(lambda v: v > 0), "a positive number or a tuple of them, one per channel"),
-    'equivariance': (lambda v: _whole(0)(v) and v != 1 and v <= 72, "0 or an order from 2 to 72"),   # a table has n² entries, and n³ products are checked
-    'equivariance_layer': (lambda v: v is None or isinstance(v, str), "None or the name of a module"),
+    'mean': (_or_none(_are_numbers), "None, a number or a tuple of them, one per channel"),
+    'std': (_or_none(lambda v: _are_numbers(v, above=0)),
+            "None, a positive number or a tuple of them, one per channel"),
+    'equivariance': (lambda v: _whole(0, 72)(v) and v != 1,   # a table has n² entries, and n³ products are checked
+                     "0 or an order from 2 to 72"),
+    'equivariance_layer': (_or_none(lambda v: isinstance(v, str)), "None or the name of a module"),
     'penalty': (_real(lambda v: v >= 0), "a number of at least 0")}
 
 # %% ../nbs/09_train.ipynb #c12715cc
@@ -69,8 +83,8 @@ class TrainConfig:
     rotate_valid:bool|None=None    # turn the validation images; None: as rotate
     fresh_valid:bool=False         # by fresh angles at each pass, instead of fixed ones
     label_smoothing:float=0.
-    mean:float|tuple=MNIST_MEAN    # of pixels in [0, 1]; a tuple has one per channel
-    std:float|tuple=MNIST_STD
+    mean:float|tuple|None=None     # of pixels in [0, 1], one per channel in a tuple; None: the network's, or the training images'
+    std:float|tuple|None=None      # likewise
     equivariance:int=0             # n: log the error under the rotations of C_n after each epoch; 0: don't
     equivariance_layer:str|None=None # of what this module puts out; None: of the logits
     penalty:float=0.               # weight in the loss of its square, under one rotation at each step
@@ -78,17 +92,30 @@ class TrainConfig:
     def __post_init__(self): _check_fields(self, _RULES); _check_penalty(self)
 
 # %% ../nbs/09_train.ipynb #e36071e7
+def _python(value):
+    "NumPy's numbers as Python's, and lists as tuples: what comes back from JSON comes back the same."
+    if isinstance(value, (list, tuple)): return tuple(map(_python, value))
+    return value.item() if isinstance(value, np.generic) else value
+
 def _check_fields(config, rules):
-    "Make tuples of lists, which is what JSON makes of tuples, and refuse a decision that makes no sense."
+    "Refuse a decision that makes no sense."
     for f in fields(config):
-        value, (valid, rule) = getattr(config, f.name), rules[f.name]
-        if isinstance(value, list): object.__setattr__(config, f.name, value := tuple(value))   # frozen, but not yet made
-        if not valid(value): raise ValueError(f"{f.name} must be {rule}, got {value!r}; the default is {f.default!r}")
+        value, (valid, rule) = _python(getattr(config, f.name)), rules[f.name]
+        if not valid(value):
+            raise ValueError(f"{f.name} must be {rule}, got {value!r}; the default is {f.default!r}")
+        object.__setattr__(config, f.name, value)   # frozen, but not yet made
 
 def _check_penalty(config):
     "Refuse a penalty without rotations."
     if not config.equivariance and (config.penalty or config.equivariance_layer is not None):
-        raise ValueError("equivariance must be the order of the rotations where penalty or equivariance_layer is set, got 0; try equivariance=8")
+        raise ValueError("equivariance must be the order of the rotations where penalty or "
+                         "equivariance_layer is set, got 0; try equivariance=8")
+
+def _check_kinds(**values):
+    "Each value with its class, or a `ValueError` that says which one isn't of it."
+    for name, (value, kind) in values.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be of class {kind.__name__}, got {value!r}")
 
 # %% ../nbs/09_train.ipynb #d495c752
 def make_optimizer(
@@ -97,6 +124,8 @@ def make_optimizer(
     steps:int,  # of the whole run
 )->tuple:       # optimizer, scheduler to be stepped with it
     "AdamW and its schedule."
+    _check_kinds(model=(model, nn.Module), config=(config, TrainConfig))
+    if not _whole(1)(steps): raise ValueError(f"steps must be a positive integer, got {steps!r}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     if config.schedule == 'one_cycle':
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
@@ -104,7 +133,7 @@ def make_optimizer(
 
 # %% ../nbs/09_train.ipynb #6e2ccdf3
 _SPEED_RULES = {
-    'precision': (lambda v: v in ('float32', 'bfloat16'), "'float32' or 'bfloat16'"),
+    'precision': (_one_of('float32', 'bfloat16'), "'float32' or 'bfloat16'"),
     'channels_last': (_flag, "True or False"),
     'compile': (_flag, "True or False")}
 
@@ -159,18 +188,79 @@ def same_mode(
     finally:
         for module, training in modes: module.training = training
 
+def _best_device():
+    if torch.cuda.is_available(): return 'cuda'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
 def pick_device(
     device,           # a device or its name; 'auto': the best there is; None: the model's
     model:nn.Module,
 )->torch.device:
     "Where to compute."
-    if device is None: return next(model.parameters(), torch.empty(0)).device
-    if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try: return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device must be 'auto' or one that torch can use here, got {str(device)!r} ({str(e).splitlines()[0]})") from e
+    _check_kinds(model=(model, nn.Module))
+    if device is None: found = next(model.parameters(), torch.empty(0)).device
+    else:
+        try: found = torch.empty(0, device=_best_device() if device == 'auto' else device).device
+        except (RuntimeError, AssertionError, TypeError) as e:
+            raise ValueError("device must be 'auto' or one that torch can use here, "
+                             f"got {str(device)!r} ({str(e).splitlines()[0]})") from e
+    if found.type == 'meta':
+        raise ValueError("device must be one that computes, got 'meta', where weights have no values; "
+                         "make the network where it shall run")
+    return found
 
 # %% ../nbs/09_train.ipynb #0e6cc859
+def _check_images(name, x):
+    "Refuse anything but images."
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor of images, got a {type(x).__name__}; "
+                         "torch.as_tensor makes one of an array")
+    if x.ndim != 4:
+        raise ValueError(f"{name} must be images (N, C, H, W), got {tuple(x.shape)}; "
+                         "give a single image its batch, x[None], and grey images their channel, x[:, None]")
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise ValueError(f"{name} must be images of uint8 in [0, 255] or floating in [0, 1], got {x.dtype}; "
+                         "convert them first")
+    if not all(map(math.isfinite, _extremes(x))):
+        raise ValueError(f"{name} must hold finite numbers, got images with nan or infinity; "
+                         "leave them out: x[x.isfinite().flatten(1).all(dim=1)]")
+
+def _extremes(x):
+    "The least and the greatest number in floating images; of bytes we know."
+    if not x.is_floating_point() or not x.numel(): return 0., 1.
+    return tuple(v.item() for v in x.detach().aminmax())
+
+def _check_range(name, x, model, mean, std):
+    "Refuse numbers that are no pixels."
+    low, high = _extremes(x)
+    if (low < -1e-3 or high > 1.001) and not _as_they_are(model, mean, std):
+        raise ValueError(f"{name} must be images in [0, 1], or bytes, got numbers from {low:.3g} to {high:.3g}; "
+                         "scale them, or, if they are normalised already, say so by mean=0 and std=1")
+
+def _as_they_are(model, mean, std):
+    "Are floating images handed to the network unchanged?"
+    unchanged = set(np.ravel(mean)) == {0} and set(np.ravel(std)) == {1}
+    return unchanged and not isinstance(unwrapped(model), Normalized)
+
+# %% ../nbs/09_train.ipynb #6dcd437d
+def _seen(x, degrees, mean, std, dtype, device):
+    "What a network with weights of `dtype` on `device` sees of the images."
+    if x.is_floating_point(): x = _unit(x, dtype)   # first, for not every device knows float64
+    x = prepare(_unit(x.to(device), dtype), degrees, mean, std)
+    return x if dtype is None else x.to(dtype)
+
+def _ask(forward, x):
+    "One tensor from a network; torch's complaint about images that don't suit it as a `ValueError`."
+    try: out = forward(x)
+    except (RuntimeError, IndexError) as e:
+        if type(e) not in (RuntimeError, IndexError, NotImplementedError): raise   # of memory, of the compiler
+        said = (str(e) or type(e).__name__).splitlines()[0]
+        raise ValueError(f"images must suit the network, got {tuple(x.shape)} of {x.dtype}, of which torch says: "
+                         f"{said}; give it as many channels and pixels as it was made for, channels first") from e
+    if isinstance(out, Tensor): return out
+    raise ValueError(f"model must put out one tensor, got a {type(out).__name__}; return the logits only")
+
+# %% ../nbs/09_train.ipynb #e205ee98
 @torch.no_grad()
 def predict(
     model:nn.Module,      # maps (B, C, H, W) to (B, K); moved to device
@@ -178,17 +268,30 @@ def predict(
     *, batch_size:int=100,  # small enough for the cache
     degrees:Tensor=None,  # turn the images by (N,); None leaves them
     device=None,          # as for fit
-    mean:float|tuple=MNIST_MEAN, std:float|tuple=MNIST_STD,
+    mean:float|tuple=None, std:float|tuple=None, # of the pixels; None: those that the model carries
     speed:Speed=Speed(),
 )->Tensor:                # logits (N, K), on the device
     "What the model says about each image, in evaluation mode."
-    device, parts = pick_device(device, model), x.split(batch_size)
-    if degrees is not None and degrees.shape != x.shape[:1]:
-        raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, got {tuple(degrees.shape)}")
+    device = _check_how(model, batch_size, device, speed)
+    _check_images('x', x)
+    mean, std = known_statistics(model, mean, std)
+    _check_range('x', x, model, mean, std)
+    if degrees is not None and (not isinstance(degrees, Tensor) or degrees.shape != x.shape[:1]):
+        shape = tuple(degrees.shape) if isinstance(degrees, Tensor) else repr(degrees)
+        raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, got {shape}")
+    parts, dtype = x.split(batch_size), weights_dtype(model)
     angles = [None]*len(parts) if degrees is None else degrees.split(batch_size)
     with same_mode(model.to(device)), _computing(model, speed, device) as forward:
         model.eval()
-        return torch.cat([forward(prepare(part.to(device), a, mean, std)) for part, a in zip(parts, angles)])
+        return torch.cat([_ask(forward, _seen(part, a, mean, std, dtype, device))
+                          for part, a in zip(parts, angles)])
+
+def _check_how(model, batch_size, device, speed):
+    "Refuse a way to compute that makes no sense; returns the device."
+    _check_kinds(model=(model, nn.Module), speed=(speed, Speed))
+    valid, rule = _RULES['batch_size']
+    if not valid(batch_size): raise ValueError(f"batch_size must be {rule}, got {batch_size!r}")
+    return pick_device(device, model)
 
 # %% ../nbs/09_train.ipynb #703f5068
 def evaluate(
@@ -200,14 +303,58 @@ def evaluate(
     "The share of images that are read right."
     _check_data('x and y', (x, y))
     logits = predict(model, x, **kwargs)
+    _check_logits('x and y', logits, y)
     return (logits.argmax(dim=1) == y.to(logits.device)).sum().item()/len(y)
 
+# %% ../nbs/09_train.ipynb #560111f4
 def _check_data(name, data):
     "Refuse anything but images and their labels."
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ValueError(f"{name} must be a pair, images and labels, got a {type(data).__name__}; "
+                         "put all images into one tensor, and all labels into another")
     x, y = data
+    for what, t in ('images', x), ('labels', y):
+        if not isinstance(t, Tensor):
+            raise ValueError(f"{what} of {name} must be a tensor, got a {type(t).__name__}; "
+                             "torch.as_tensor makes one of an array")
     if x.ndim != 4 or y.ndim != 1 or len(x) != len(y) or not len(x) or y.dtype != torch.int64:
         raise ValueError(f"{name} must be images (N, C, H, W) and int64 labels (N,) with N > 0, "
-                         f"got {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}; see `gcnn_stn.data.mnist`")
+                         f"got {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}; {_remedy(x, y)}")
+    _check_images(name, x)
+
+def _remedy(x, y):
+    "What helps with data of the wrong form."
+    if x.ndim == 3: return "give grey images their channel: x[:, None]"
+    if y.ndim == 2 and y.shape[1] == 1: return "take the labels out of their column: y[:, 0]"
+    if y.ndim == 2: return "make labels of rows with a single 1: y.argmax(dim=1)"
+    if x.ndim == 4 and len(x) == len(y) > 0: return "convert the labels: y.long()"
+    return "see `gcnn_stn.data.mnist`"
+
+def _check_logits(name, logits, y):
+    "Refuse an answer that isn't logits, and labels that it has no place for."
+    low, high = y.min().item(), y.max().item()
+    shape, one = tuple(logits.shape), len(logits) == 1
+    if len(shape) != 2 or low < 0 or high >= shape[1] or not logits.is_floating_point():
+        raise ValueError("model must map (B, C, H, W) to floating logits (B, K) with K above every label, "
+                         f"got {shape} for {'one image' if one else 'the images'} and labels from {low} to {high} "
+                         f"in {name}; flatten its output, widen its last layer, or look at the labels")
+
+# %% ../nbs/09_train.ipynb #78e02440
+def _moments(x):
+    "Mean and standard deviation of each channel of floating images, float64 (C,) both."
+    n, parts = x.numel()/x.shape[1], [part.cpu() for part in x.split(1000)]
+    mean = sum(part.double().sum((0, 2, 3)) for part in parts)/n
+    squares = sum((part.double() - mean[:, None, None]).square().sum((0, 2, 3)) for part in parts)
+    return mean, (squares/n).sqrt()
+
+@on_cpu
+@torch.no_grad()
+def _measured(x):
+    "Mean and standard deviation of the pixels: two numbers, or two tuples with one for each of several channels."
+    mean, std = pixel_statistics(x.cpu()) if x.dtype == torch.uint8 else _moments(x)
+    std = torch.where(std > 1e-9, std, 1.)   # rounding isn't spread
+    mean, std = (tuple(float(f'{v:.4g}') for v in values.tolist()) for values in (mean, std))
+    return (mean, std) if len(mean) > 1 else (mean[0], std[0])
 
 # %% ../nbs/09_train.ipynb #b554cb1c
 def _batches(
@@ -227,8 +374,10 @@ def visits(
     device='cpu',
 )->list:           # pairs: indices (B,), degrees (B,) or None
     "One epoch: which images go together, and how far each is turned."
-    order, degrees = torch.randperm(n, generator=generator), random_angles(n, generator)
-    batches = _batches(order, config.batch_size)
+    _check_kinds(config=(config, TrainConfig), generator=(generator, torch.Generator))
+    if not _whole(1)(n): raise ValueError(f"n must be a positive integer, got {n!r}")
+    order = torch.randperm(n, generator=generator, device=generator.device)
+    degrees, batches = random_angles(n, generator), _batches(order, config.batch_size)
     return [(idx.to(device), degrees[idx].to(device) if config.rotate else None) for idx in batches]
 
 # %% ../nbs/09_train.ipynb #87ce3c6e
@@ -283,19 +432,26 @@ class _Tap(nn.Module):
     def forward(self, x):
         logits = self.model(x)
         kept, self.kept = logits if self.layer is None else self.kept, None
-        if not isinstance(kept, Tensor): raise ValueError(f"the layer must be a module that is called and puts out one tensor, got {self.layer!r}, which gave {type(kept).__name__}")
+        if not isinstance(kept, Tensor):
+            raise ValueError("the layer must be a module that is called and puts out one tensor, "
+                             f"got {self.layer!r}, which gave {type(kept).__name__}")
         return logits, kept
 
 @contextmanager
 def _tapped(model, layer, wanted=True):
     "The network with a tap at its module `layer`, at its end if that is None; without one unless `wanted`."
     tap = _Tap(model, layer)
-    handle = wanted and layer is not None and _plain(model).get_submodule(layer).register_forward_hook(tap.keep)
+    handle = wanted and layer is not None and unwrapped(model).get_submodule(layer).register_forward_hook(tap.keep)
     try: yield tap if wanted else model
     finally:
         if handle: handle.remove()
 
-def _plain(model): return getattr(model, '_orig_mod', model)   # what torch.compile has wrapped
+def _check_layer(name, layer, model):
+    "Refuse what isn't the name of one of its modules."
+    names = [name for name, _ in unwrapped(model).named_modules() if name]
+    if layer is not None and layer not in names:
+        raise ValueError(f"{name} must be None or a module of the model, got {layer!r}; "
+                         f"there are {', '.join(names[:20])}")
 
 # %% ../nbs/09_train.ipynb #a3e303fd
 def _channel_mean(y): return y.mean([d for d in range(y.ndim) if d != 1], keepdim=True)
@@ -305,11 +461,20 @@ def _rotations(order):
     if order == 1: raise ValueError("order must be at least 2, for C1 holds no rotation but the identity, got 1; try 8")
     return CyclicGroup(order)
 
+def _group(order):
+    "The group of that order, or the group itself."
+    if isinstance(order, FiniteGroup): return order
+    if not isinstance(order, Integral):
+        raise ValueError(f"order must be a positive integer or a group such as CyclicGroup(8), got {order!r}")
+    return _rotations(order)
+
 def _check_poses(model, group):
     "Features in as many poses as the group has elements must be features on that group."
-    for other in {id(m.group): m.group for m in model.modules() if isinstance(getattr(m, 'group', None), FiniteGroup)}.values():
+    others = {id(m.group): m.group for m in model.modules() if isinstance(getattr(m, 'group', None), FiniteGroup)}
+    for other in others.values():
         if other.order == group.order and not torch.equal(other.table, group.table):
-            raise ValueError(f"order must be the network's own group where a layer with {other.order} poses is named, got {group} for {other}; give the group itself, or name no layer")
+            raise ValueError(f"order must be the network's own group where a layer with {other.order} poses is named, "
+                             f"got {group} for {other}; give the group itself, or name no layer")
 
 # %% ../nbs/09_train.ipynb #066010d0
 @torch.no_grad()
@@ -318,27 +483,37 @@ def measure_equivariance(
     x:Tensor,            # images (N, C, H, W), uint8 or in [0, 1]; a single one is compared with 0
     order:int|FiniteGroup=8, # n: the rotations are by multiples of 360°/n; or a group, such as DihedralGroup(4)
     layer:str|None=None, # a module that puts out images, features on the group or vectors; None: the logits
-    *, batch_size:int=100, device=None, mean:float|tuple=MNIST_MEAN, std:float|tuple=MNIST_STD, # as for predict
+    *, batch_size:int=100, device=None, # as for predict
+    mean:float|tuple=None, std:float|tuple=None, # likewise; an untrained model, which carries none, takes those of x
 )->float:                # 0: exact
     "Relative error of a network in evaluation mode, mean over the elements of the group but the identity."
-    group = order if isinstance(order, FiniteGroup) else _rotations(order)
+    device, group = _check_how(model, batch_size, device, Speed()), _group(order)
+    _check_images('x', x)
+    if not len(x): raise ValueError("x must hold at least one image, got none")
+    mean, std = known_statistics(model, mean, std, otherwise=lambda: _measured(x))
+    _check_range('x', x, model, mean, std)
+    _check_layer('layer', layer, model)
     if layer is not None: _check_poses(model, group)
-    x = unit_range(x.to(pick_device(device, model)))
-    with same_mode(model.to(x.device)), _tapped(model, layer) as tap:
+    dtype = weights_dtype(model)
+    with same_mode(model.to(device)), _tapped(model, layer) as tap:
         model.eval()
-        def f(x): return torch.cat([tap(prepare(part, None, mean, std))[1] for part in x.split(batch_size)])
+        def answer(part): return _ask(lambda x: tap(x)[1], _seen(part, None, mean, std, dtype, device)).to(part.dtype)
+        def f(x): return torch.cat([answer(part) for part in x.split(batch_size)])
+        x = _unit(x, dtype).to(device)
         centre = _channel_mean(f(x)) if len(x) > 1 else 0.
-        return equivariance_error(lambda x: f(x) - centre, group, x, [g for g in group.elements() if g != group.identity]).mean().item()
+        moves = [g for g in group.elements() if g != group.identity]
+        return equivariance_error(lambda x: f(x) - centre, group, x, moves).mean().item()
 
 # %% ../nbs/09_train.ipynb #183847df
 def _turns(n, config, generator):
     "Which rotation the penalty takes at each of `n` steps; 0, none, where there is no penalty."
     if not config.penalty: return [0]*n
-    return torch.randint(1, config.equivariance, (n,), generator=generator).tolist()
+    return torch.randint(1, config.equivariance, (n,), generator=generator, device=generator.device).tolist()
 
 def _penalized(forward, x, degrees, turn, config):
     "Logits (B, K), and the mean square of f(L_g x) − L_g f(x)."
-    group, start = _rotations(config.equivariance), x.new_zeros(len(x), dtype=torch.float32) if degrees is None else degrees
+    group = _rotations(config.equivariance)
+    start = x.new_zeros(len(x), dtype=torch.float32) if degrees is None else degrees
     seen = [prepare(x, d, config.mean, config.std) for d in (degrees, start + 360*turn/group.order)]
     logits, out = forward(torch.cat(seen))
     here, there = out.chunk(2)
@@ -353,6 +528,8 @@ def _differentiate(forward, x, y, degrees, turn, config, share):
     else: logits, apart = forward(prepare(x, degrees, config.mean, config.std)), None
     loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     loss = share*(loss if apart is None else loss + config.penalty*apart)
+    if not loss.requires_grad:
+        raise ValueError("model must give logits that depend on its weights, got some without a gradient; detach nothing")
     loss.backward()
     return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
 
@@ -380,6 +557,7 @@ class _Log:
     def add(self, loss, right, size, lr):
         for values, value in zip((self.loss, self.right, self.size, self.lr), (loss, right, size, lr)): values.append(value)
 
+    @on_cpu
     def read(self, since):
         "Mean loss and accuracy from step `since` on: two numbers, or two lists if the steps left vectors."
         loss, right = (torch.stack(v[since:]).double().cpu() for v in (self.loss, self.right))
@@ -412,13 +590,24 @@ class _Steps:
         if self.on_step is not None: self.on_step(self.done, self.total)
 
 # %% ../nbs/09_train.ipynb #5ee82ec4
+@contextmanager
+def _large_enough(size):
+    "Torch's complaint about the norm of a single number, with what helps."
+    try: yield
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e): raise
+        raise ValueError("batch_size must leave the norms more than one number per channel, got a batch of "
+                         f"{size} for this network ({e}); take larger batches, or another norm") from e
+
 def _train_epoch(forward, data, config, optimizer, scheduler, order, poses, steps, every=20):
     "Visit each image once; returns mean loss, accuracy and the last learning rate."
     log, batches = _Log(), visits(len(data[0]), config, order, data[0].device)
     turns = _turns(len(batches), config, poses)
     for i, ((idx, degrees), turn) in enumerate(zip(batches, turns), start=1):
         lr = optimizer.param_groups[0]['lr']
-        log.add(*_step(forward, data, idx, degrees, turn, optimizer, scheduler, config), len(idx), lr)
+        with _large_enough(len(idx)):
+            found = _step(forward, data, idx, degrees, turn, optimizer, scheduler, config)
+        log.add(*found, len(idx), lr)
         steps.add()
         if i % every == 0 and i < len(batches): steps.tell(*log.read(i - every))
     loss, accuracy = log.read(0)
@@ -433,44 +622,127 @@ def _valid_angles(n, config, generator, device):
     return random_angles(n, generator, device) if rotate else None
 
 # %% ../nbs/09_train.ipynb #30eea824
+_HOST, _COUNT, _WRITING = re.sub(r'\W', '-', socket.gethostname()), itertools.count(), set()
+
+def _is_alive(pid):
+    "Is there a process of this number here? If the system can't be asked: yes."
+    if os.name != 'posix': return True
+    try: os.kill(pid, 0)   # signal 0 does nothing
+    except ProcessLookupError: return False
+    except (PermissionError, OverflowError): pass
+    return True
+
+def _is_abandoned(name):
+    "Is it a temporary file of this machine's that nobody is writing?"
+    found = re.fullmatch(r'\.([\w-]+)\.(\d+)\.\d+\.part', name)
+    if not found or found[1] != _HOST: return False
+    pid = int(found[2])
+    return name not in _WRITING if pid == os.getpid() else not _is_alive(pid)
+
+def _clear(folder):
+    "Take abandoned files away, where that is allowed."
+    with suppress(OSError):
+        for name in filter(_is_abandoned, os.listdir(folder)): (folder/name).unlink(missing_ok=True)
+
+@contextmanager
+def _part(path):
+    "A temporary file next to `path`, which is gone afterwards; those that are abandoned go, too."
+    part = path.with_name(f'.{_HOST}.{os.getpid()}.{next(_COUNT)}.part')
+    _WRITING.add(part.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path.parent)
+        yield part
+    except (OSError, ValueError) as e:
+        raise ValueError(f"path must lie in a folder that can be written, got {str(path)!r} ({e}); choose another") from e
+    finally:
+        with suppress(OSError, ValueError): part.unlink(missing_ok=True)
+        _WRITING.discard(part.name)
+
+# %% ../nbs/09_train.ipynb #7b2e09ea
+def _path(path):
+    "As a path, `~` replaced."
+    try: return user_path(path)
+    except TypeError as e: raise ValueError(f"path must be a path, got {path!r}; write it as text") from e
+
+def _file(path):
+    "The same, unless it names a folder."
+    found = _path(path)
+    if str(path).endswith(('/', os.sep)) or os.path.isdir(found):
+        raise ValueError("path must be a file in a folder that can be written, "
+                         f"got the folder {str(path)!r}; add a name")
+    return found
+
 def write_atomically(
     path,        # where to; missing folders are made
     data:bytes,
 ):
     "Write a file whole or not at all."
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(path.with_name(f'.{path.name}.{os.getpid()}.part'), path, data)
-    except OSError as e:
-        raise ValueError(f"path must lie in a folder that can be written, got {str(path)!r} ({e}); choose another") from e
-
-# %% ../nbs/09_train.ipynb #7b2e09ea
-def _write_and_rename(part, path, data):
-    "Write `part`, make sure that it is on the disk, and call it `path`."
-    try:
+    path = _file(path)
+    if not isinstance(data, (bytes, bytearray)):
+        raise ValueError(f"data must be bytes, got a {type(data).__name__}; encode text")
+    with _part(path) as part:
         with open(part, 'wb') as f:
             f.write(data)
             f.flush(); os.fsync(f.fileno())
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+
+def check_writable(
+    path,     # of a file to be written later
+)->Path:      # `~` replaced
+    "Write something next to `path` and take it away again, or say in a `ValueError` that it can't be done."
+    path = _file(path)
+    with _part(path) as part:
+        part.touch()
+        with suppress(FileNotFoundError): os.stat(path)   # the name itself may be one that can't be
+    return path
 
 # %% ../nbs/09_train.ipynb #de0fc1dc
+_WRAPPERS = 'module', '_orig_mod'   # what torch.nn.parallel and torch.compile call what they have wrapped
+
+def _names(model):
+    "The names in a state dict without those of wrappers → the names with them."
+    wrapped = set()
+    for name, m in model.named_modules(remove_duplicate=False):
+        parts = [f'{name}.{part}'.lstrip('.') for part in _WRAPPERS]
+        wrapped |= {part for part in parts if unwrapped(m) is not m}
+    def bare(key):
+        words = key.split('.')
+        return '.'.join(w for i, w in enumerate(words, 1) if '.'.join(words[:i]) not in wrapped)
+    return {bare(key): key for key in model.state_dict()}
+
 def checkpoint_bytes(
     model:nn.Module,
     dtype=None,       # of floating numbers, where none of them is too large for it; None: as they are
-    **metadata,       # kept as strings, next to model (its class), architecture (its print) and sha256
+    **metadata,       # kept as strings, next to model (its class), architecture (its print), pixel_statistics and sha256
 )->bytes:             # a safetensors file
     "The model's weights as a file's content."
-    model = _plain(model)
-    state = {k: _narrow(v.detach().cpu(), dtype).contiguous().clone() for k, v in model.state_dict().items()}   # shared tensors are written twice
-    about = dict(model=type(model).__qualname__, architecture=repr(model), **metadata, sha256=_fingerprint(state))
-    return save(state, {k: str(v) for k, v in about.items()})
+    _check_kinds(model=(model, nn.Module))
+    if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be None or a floating one such as torch.float16, got {dtype!r}")
+    net, found = unwrapped(model), model.state_dict()
+    state = {name: _saved(name, found[key], dtype) for name, key in _names(model).items()}
+    about = dict(model=type(net).__qualname__, architecture=repr(net))
+    pixels = getattr(net, 'pixel_statistics', None)
+    if pixels is not None: about['pixel_statistics'] = json.dumps(known_statistics(net))
+    about['sha256'] = _fingerprint(state, about)
+    if taken := sorted({*about, 'pixel_statistics'} & {*metadata}):
+        raise ValueError(f"metadata must leave the names that a checkpoint uses itself, got {', '.join(taken)}; choose others")
+    return save(state, {k: str(v) for k, v in (about | metadata).items()})
 
-def _narrow(v, dtype):
-    "In another precision, unless that would make infinities."
-    fits = dtype is not None and v.is_floating_point() and v.to(dtype).isfinite().all()
-    return v.to(dtype) if fits else v
+def _saved(name, v, dtype):
+    "A tensor as it is written: on its own, in another precision unless that would make infinities."
+    if not isinstance(v, Tensor) or v.is_meta:
+        raise ValueError(f"a checkpoint holds tensors with values, got {name} = {v!r}; keep it out of the state dict")
+    v = v.detach().cpu()
+    if dtype is not None and v.is_floating_point() and v.to(dtype).isfinite().all(): v = v.to(dtype)
+    return v.contiguous().clone()   # shared tensors are written twice
+
+def _fingerprint(state, about):
+    "Of the tensors in the order of their names, and of the statistics of the pixels."
+    pixels = about.get('pixel_statistics')
+    text = [] if pixels is None else [torch.tensor([*pixels.encode()], dtype=torch.uint8, device='cpu')]
+    return content_hash(*(state[k] for k in sorted(state)), *text)
 
 def save_checkpoint(
     path,             # ends in .safetensors, by custom
@@ -479,21 +751,26 @@ def save_checkpoint(
     "Write the model's weights, atomically."
     write_atomically(path, checkpoint_bytes(model, **metadata))
 
-def _fingerprint(state): return content_hash(*(state[k] for k in sorted(state)))
-
 # %% ../nbs/09_train.ipynb #74a77bdf
 def _read_checkpoint(path):
     "Weights and metadata in a file, once it has been found whole."
-    path = Path(path)
-    if not path.is_file():
+    path = _path(path)
+    if not os.path.isfile(path):
         raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which is none; correct the path or train first")
     try:
         with safe_open(path, 'pt') as f: state, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except SafetensorError as e:
+    except (SafetensorError, OSError) as e:
         raise ValueError(f"checkpoint must be a whole safetensors file, got {str(path)!r} ({e}); write it anew") from e
-    if about.get('sha256', _fingerprint(state)) != _fingerprint(state):
+    if about.get('sha256', found := _fingerprint(state, about)) != found:
         raise ValueError(f"checkpoint must hold what was written, got {str(path)!r} with other numbers; write it anew")
     return state, about
+
+def _pixels_of(about):
+    "The statistics of the pixels that a file's metadata name, or None."
+    if 'pixel_statistics' in about: return tuple(_python(json.loads(about['pixel_statistics'])))
+    with suppress(ValueError, SyntaxError, KeyError, TypeError):   # of `fit`, when they had no place of their own
+        config = ast.literal_eval(about['config'])
+        if _are_numbers(config['mean']) and _are_numbers(config['std'], above=0): return config['mean'], config['std']
 
 # %% ../nbs/09_train.ipynb #9372b980
 def _differences(saved, own):
@@ -503,16 +780,28 @@ def _differences(saved, own):
                                   if k in saved and saved[k].shape != own[k].shape]}
     return '; '.join(f"{what}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" for what, names in found.items() if names)
 
+def _without_wrappers(saved, own):
+    "A file's tensors by the network's own names, whatever wrappers' names stand between."
+    def bare(key): return '.'.join(w for w in key.split('.') if w not in _WRAPPERS)
+    names = {bare(k): k for k in own}
+    found = {names.get(bare(k), k): v for k, v in saved.items()}
+    unambiguous = len(names) == len(own) and len(found) == len(saved)
+    return found if unambiguous and {*saved} != {*own} else saved
+
 def load_checkpoint(
     path,
-    model:nn.Module,  # takes the weights
+    model:nn.Module,  # takes the weights, and the statistics of the pixels
 )->dict:              # the metadata, strings
     "Read weights into a model of the same architecture."
-    (state, about), model = _read_checkpoint(path), _plain(model)
-    wrong = _differences(state, model.state_dict())
-    if wrong: raise ValueError(f"checkpoint must fit the model, {type(model).__qualname__}, got {str(path)!r} of "
-                               f"{about.get('model', 'an unknown class')}: {wrong}; make the model as it was made then")
-    model.load_state_dict(state)
+    _check_kinds(model=(model, nn.Module))
+    (saved, about), names, own = _read_checkpoint(path), _names(model), model.state_dict()
+    state = _without_wrappers(saved, names)
+    wrong = _differences(state, {name: own[key] for name, key in names.items()})
+    if wrong:
+        raise ValueError(f"checkpoint must fit the model, {type(unwrapped(model)).__qualname__}, got {str(path)!r} of "
+                         f"{about.get('model', 'an unknown class')}: {wrong}; make the model as it was made then")
+    model.load_state_dict({names[k]: v for k, v in state.items()})
+    unwrapped(model).pixel_statistics = _pixels_of(about)
     return about
 
 # %% ../nbs/09_train.ipynb #a2ec369a
@@ -534,44 +823,58 @@ class _Best:
         if self.state is not None: self.model.load_state_dict(self.state)
 
 # %% ../nbs/09_train.ipynb #c03bd765
-def check_writable(path):
-    "Write something next to `path` and take it away again, or say in a `ValueError` that it can't be done."
-    probe = path.with_name(f'.{path.name}.probe')
-    write_atomically(probe, b'')
-    probe.unlink(missing_ok=True)
+def _check_weights(model):
+    "Refuse a network that can't learn."
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not learning:
+        raise ValueError(f"model must have a weight to be trained, got {type(unwrapped(model)).__name__} without any; "
+                         "requires_grad_(True) thaws frozen ones")
+    for name, p in learning:
+        if p.is_inference():
+            raise ValueError(f"weights to be trained must be made outside torch.inference_mode, got {name}; make the network anew")
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"weights to be trained must be float32 or float64, got {name} of {p.dtype}; "
+                             "model.float() makes them so, and Speed('bfloat16') takes products in half precision")
 
-def _check_folder(path):
-    "A checkpoint must be a file in a folder that can be written."
-    if path.is_dir(): raise ValueError(f"checkpoint must be a file, got the folder {str(path)!r}; add a name")
-    check_writable(path)
+def _undistributed(model):
+    "The network that this process trains: `fit` adds up gradients by itself, and a wrapper that did, too, would spoil them."
+    def shares(m): return any(isinstance(part, DistributedDataParallel) for part in m.modules())
+    net = unwrapped(model) if shares(model) else model
+    if shares(net):
+        raise ValueError(f"model must be wrapped as a whole, got {type(net).__name__} with parts in "
+                         "DistributedDataParallel; unwrap them, `fit` does their work")
+    return net
 
-def _check_logits(model, x, y, config):
-    "Show the model one image and look at the answer."
-    shape, low, high = predict(model, x[:1], mean=config.mean, std=config.std).shape, y.min().item(), y.max().item()
-    if len(shape) != 2 or shape[0] != 1 or low < 0 or high >= shape[1]:
-        raise ValueError(f"model must map (B, C, H, W) to logits (B, K) with K above every label, got {tuple(shape)} for "
-                         f"one image and labels from {low} to {high}; flatten its output, or widen its last layer")
-
-# %% ../nbs/09_train.ipynb #a47a3519
-def _ready(model, train, valid, config, device):
-    "The data on the device, once everything has been checked."
+def _check_fit(model, train, valid, config, device):
+    "Refuse what would go wrong later; returns the configuration with the statistics of the pixels."
     if valid is None and config.patience is not None:
         raise ValueError(f"patience must be None where nothing is validated, got {config.patience!r}; pass `valid` to `fit`")
-    for name, data in ('train', train), ('valid', valid):
-        if data is not None: _check_data(name, data)
-    train, valid = (data and tuple(t.to(device) for t in data) for data in (train, valid))
-    _check_logits(model, *train, config)
-    if config.equivariance: _check_layer(model, train[0], config)
-    return train, valid
+    sets = {name: data for name, data in (('train', train), ('valid', valid)) if data is not None}
+    for name, data in sets.items(): _check_data(name, data)
+    mean, std = known_statistics(model, config.mean, config.std, otherwise=lambda: _measured(train[0]))
+    config = replace(config, mean=mean, std=std)
+    for name, (x, y) in sets.items():
+        _check_range(name, x, model, mean, std)
+        _check_logits(name, predict(model, x[:1], mean=mean, std=std, device=device), y)
+    _check_weights(model)
+    if config.equivariance: _check_measure(model, train[0], config)
+    return config
 
-def _check_layer(model, x, config):
+# %% ../nbs/09_train.ipynb #a47a3519
+def _ready(data, model, device):
+    "Images and labels on the device: bytes, or numbers in the precision of the weights."
+    if data is None: return None
+    (x, y), dtype = data, weights_dtype(model)
+    if x.is_floating_point() or dtype == torch.float64: x = _unit(x, dtype)
+    return x.to(device), y.to(device)
+
+def _check_measure(model, x, config):
     "Measure the equivariance of one image, and look at the answer."
-    names = [name for name, _ in _plain(model).named_modules() if name]
-    if config.equivariance_layer not in (None, *names):
-        raise ValueError(f"equivariance_layer must be None or a module of the model, got {config.equivariance_layer!r}; there are {', '.join(names[:20])}")
+    _check_layer('equivariance_layer', config.equivariance_layer, model)
     if _logged_equivariance(model, x[:1], config) == math.inf:
-        raise ValueError(f"equivariance_layer must put out images, group features or vectors of one size, whichever way the image is turned, got "
-                         f"{config.equivariance_layer!r}, which doesn't, for images {tuple(x.shape[2:])}; name another")
+        raise ValueError("equivariance_layer must put out images, group features or vectors of one size, whichever way "
+                         f"the image is turned, got {config.equivariance_layer!r}, which doesn't, for images "
+                         f"{tuple(x.shape[2:])}; name another")
 
 # %% ../nbs/09_train.ipynb #9c59c45b
 def _validate(model, valid, config, generator):
@@ -620,14 +923,26 @@ def _run(model, forward, train, valid, config, best, steps, on_epoch):
 @contextmanager
 def _bar(n, config, progress):
     "A progress bar over all steps; it ends full even if the run ends early."
-    steps = config.epochs*len(_batches(torch.arange(n), config.batch_size))
-    options = progress if isinstance(progress, dict) else {}
-    with tqdm(total=steps, disable=progress is False or _place()[0] > 0, **options) as bar:
+    steps = config.epochs*len(_batches(torch.arange(n, device='cpu'), config.batch_size))
+    options, hidden = progress if isinstance(progress, dict) else {}, progress is False or _place()[0] > 0
+    try: bar = tqdm(total=steps, disable=hidden, **options)
+    except (TypeError, KeyError) as e:
+        raise ValueError(f"progress must be True, False or a dict of tqdm's options, got {progress!r} ({e})") from e
+    with bar:
         yield bar
         bar.total = bar.n
         bar.refresh()
 
+def _check_calls(progress, **calls):
+    "Refuse what a run couldn't tell its progress to."
+    if not isinstance(progress, (bool, dict)):
+        raise ValueError(f"progress must be True, False or a dict of tqdm's options, got {progress!r}")
+    for name, f in calls.items():
+        if f is not None and not callable(f): raise ValueError(f"{name} must be None or a function, got {f!r}")
+
 # %% ../nbs/09_train.ipynb #396acfb7
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model:nn.Module,         # maps images (B, C, H, W) to logits (B, K); trained in place
     train:tuple,             # images (N, C, H, W), uint8 or in [0, 1], and int64 labels (N,)
@@ -639,10 +954,14 @@ def fit(
     on_epoch=None, on_step=None,   # called with each epoch's record; with steps done and in all, every 20 and at an epoch's end
 )->list:                     # a dict for each epoch: epoch, loss, accuracy, lr, valid_accuracy, equivariance if wanted, seconds
     "Train, and leave the best weights in `model`; if processes were joined by `distributed`, all of them together."
-    device, rank = pick_device(device, model), _place()[0]
-    train, valid = _ready(model.to(device), train, valid, config, device)
-    if checkpoint is not None: _check_folder(Path(checkpoint))
-    best = _Best(model, config, checkpoint if rank == 0 else None)
+    _check_kinds(model=(model, nn.Module), config=(config, TrainConfig), speed=(speed, Speed))
+    _check_calls(progress, on_epoch=on_epoch, on_step=on_step)
+    device, rank, model = pick_device(device, model), _place()[0], _undistributed(model)
+    path = None if checkpoint is None else check_writable(checkpoint)
+    config = _check_fit(model, train, valid, config, device)
+    unwrapped(model.to(device)).pixel_statistics = config.mean, config.std
+    train, valid = (_ready(data, model, device) for data in (train, valid))
+    best = _Best(model, config, path if rank == 0 else None)
     with (same_mode(model), _seeded(config.seed + (rank << 32), device), _bar(len(train[0]), config, progress) as bar,
           _tapped(model, config.equivariance_layer, config.penalty > 0) as net, _computing(net, speed, device) as forward):
         history = list(_run(model, forward, train, valid, config, best, _Steps(bar.total, bar, on_step), on_epoch))

@@ -12,7 +12,7 @@ from gcnn_stn.data import mnist, unit_range
 from gcnn_stn.group import CyclicGroup, DihedralGroup
 from gcnn_stn.layer import (Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatchNorm, GroupConv2d, GroupDropout, GroupInstanceNorm, GroupLayerNorm, GroupMaxPool2d,
                             GroupPool, LiftingConv2d)
-from gcnn_stn.model import published_gcnn, published_stcnn
+from gcnn_stn.model import published_gcnn, published_stcnn, unwrapped
 from gcnn_stn.sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from gcnn_stn.separable import GroupPointwise, SeparableGroupConv2d
 from gcnn_stn.subgroup import CosetPool, Restrict
@@ -34,7 +34,14 @@ class Idle(nn.Module):
 
 ODD = dict(batch_size=33, epochs=2), 9*33 + 2     # ten steps an epoch; the last has two images, one for each process
 ONES = dict(batch_size=1, epochs=2), 10           # the second process never has an image
+def in_the_wrapper():
+    "As scripts for several processes have it; a single one needs none."
+    net = published_gcnn(4, 2, 4)
+    return DistributedDataParallel(net) if torch.distributed.is_initialized() else net
+
+
 CASES = {
+    'wrapped': (in_the_wrapper, *ONES),
     'gcnn': (lambda: published_gcnn(4, 2, 4), *ODD),
     'stcnn': (lambda: published_stcnn('single', 3, 8, 4), *ODD),
     'living': (lambda: published_stcnn('single', 3, 8, 4, init='random').double(), *ODD),   # float64: it amplifies the last bits
@@ -51,7 +58,7 @@ def train(name, folder, rank, world):
     model, (x, y) = make(), (t[:n] for t in mnist())
     x = unit_range(x).to(next(model.parameters()))
     losses = step_by_step(model, (x, y), TrainConfig(lr=1e-3, rotate=True, **kwargs), f'{folder}/{name}.best')
-    state = model.state_dict() | {'losses': torch.tensor(losses, dtype=torch.float64)}
+    state = unwrapped(model).state_dict() | {'losses': torch.tensor(losses, dtype=torch.float64)}
     save_file({k: v.contiguous() for k, v in state.items()}, f'{folder}/{name}.{rank}')
 
 
@@ -118,7 +125,7 @@ def apart(a, b, losses):
     return max((a[k].double() - b[k].double()).abs().max().item() for k in a if (k == 'losses') == losses)
 
 
-@pytest.mark.parametrize('name, most', [('gcnn', 1e-4), ('stcnn', 1e-4), ('living', 1e-8), ('idle', 1e-4), ('penalized', 1e-4)])
+@pytest.mark.parametrize('name, most', [('gcnn', 1e-4), ('wrapped', 1e-4), ('stcnn', 1e-4), ('living', 1e-8), ('idle', 1e-4), ('penalized', 1e-4)])
 def test_same_as_one_process(left, name, most):
     one, two, _ = left[name]
     assert len(one['losses']) == len(two['losses']) == STEPS
