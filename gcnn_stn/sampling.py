@@ -8,7 +8,7 @@ __all__ = ['blur_pool', 'BlurPool2d', 'MaxBlurPool2d', 'Upsample2d']
 # %% ../nbs/04b_sampling.ipynb #40458b03
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .layer import _are_numbers, _check, _check_whole
+from .layer import _are_numbers, _check, _check_whole, _settled
 
 # %% ../nbs/04b_sampling.ipynb #48bac6d4
 def _centred(size, stride):
@@ -54,7 +54,8 @@ class _Resample(nn.Module):
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
         _check(min(x.shape[-2:]) >= self.least, f"at least {self.least}×{self.least} pixels are wanted, got "
                f"{x.shape[-2]}×{x.shape[-1]}; use a larger image or fewer such layers")
-        return self.resample(x.flatten(1, -3)).unflatten(1, x.shape[1:-2])   # (B, C·G, H, W) and back
+        maps = self.resample(_settled(x.flatten(1, -3)))         # (B, C·G, H, W)
+        return _settled(maps).unflatten(1, x.shape[1:-2])
 
 # %% ../nbs/04b_sampling.ipynb #2e88bf79
 class BlurPool2d(_Resample):
