@@ -127,7 +127,7 @@ def _check_stack(models, configs, speed):
     asked = {c.equivariance for c in configs} - {0}
     if asked:
         raise ValueError("equivariance must be 0 for a stack, where neither error nor "
-                         f"penalty is computed, got {asked.pop()}; train those apart, with `fit`")
+                         f"penalty is computed, got {asked.pop()}; use `fit` for each")
     alike = [replace(config, seed=0) for config in configs]
     _check_alike('models', [*map(_architecture, models)], 'must be of one architecture')
     _check_alike('configs', alike, 'must differ in their seed only')
