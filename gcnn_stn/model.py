@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from .data import MNIST_MEAN, MNIST_STD, unit_range
 from .group import CyclicGroup, FiniteGroup
-from .layer import Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d, GroupLayerNorm, GroupMaxPool2d, LiftingConv2d, _check_whole
+from .layer import (Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d,
+                            GroupLayerNorm, GroupMaxPool2d, LiftingConv2d, _check_whole)
 from .separable import SeparableGroupConv2d
-from .stn import LocalizationNet, SpatialLayerNorm, SpatialTransformer, published_transformer
+from .stn import (LocalizationNet, SpatialLayerNorm, SpatialTransformer,
+                          published_transformer)
 
 # %% ../nbs/06_model.ipynb #60e87b32
 class Classifier(nn.Module):
@@ -28,20 +30,25 @@ class Classifier(nn.Module):
         pool:nn.Module,  # forgets places and poses: → (B, features)
         features:int, classes:int, in_channels:int,
         smallest:int=1,  # height and width that the blocks need at least
-        pixel_statistics:tuple|None=None, # mean and std that images are normalised with; None: not known yet
+        pixel_statistics:tuple|None=None, # mean and std of the images, if known
     ):
         super().__init__()
         _check_whole(classes=classes, in_channels=in_channels)
         self.in_channels, self.smallest = in_channels, smallest
         self.pixel_statistics = pixel_statistics
-        self.blocks, self.pool, self.classifier = nn.Sequential(), pool, nn.Linear(features, classes)
+        self.blocks, self.pool = nn.Sequential(), pool
+        self.classifier = nn.Linear(features, classes)
         for name, block in blocks.items(): self.blocks.add_module(name, block)
 
-    def embed(self, x:Tensor)->Tensor: # normalised images (B, C, H, W) → what the classifier sees (B, features)
+    def embed(self,
+        x:Tensor, # normalised images (B, C, H, W)
+    )->Tensor:    # what the classifier sees (B, features)
         _check_images(x, self.in_channels, self.smallest)
         return self.pool(self.blocks(x))
 
-    def forward(self, x:Tensor)->Tensor: # normalised images (B, C, H, W) → logits (B, classes)
+    def forward(self,
+        x:Tensor, # normalised images (B, C, H, W)
+    )->Tensor:    # logits (B, classes)
         return self.classifier(self.embed(x))
 
 # %% ../nbs/06_model.ipynb #a036cc70
@@ -85,27 +92,29 @@ def weights_dtype(
     model:nn.Module,
 )->torch.dtype|None: # of its floating weights, or else of its buffers; None: it has neither
     "In which numbers a network computes."
-    tensors = (*model.parameters(), *model.buffers())
-    return next((t.dtype for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1), None)
+    for t in (*model.parameters(), *model.buffers()):
+        if t.is_floating_point() and t.dtype.itemsize > 1:   # float8 is for storing
+            return t.dtype
 
 # %% ../nbs/06_model.ipynb #90ea7323
 @torch.no_grad()
 def count_flops(
     model:nn.Module,
     shape:tuple=(1, 28, 28), # of one image (C, H, W)
-)->int:                      # floating point operations for one more image, 2 per multiply-add
+)->int:                      # operations for one more image, 2 per multiply-add
     "Arithmetic of the convolutions and matrix products that one image costs."
     if not isinstance(shape, (tuple, list)) or len(shape) != 3:
         raise ValueError(f"shape must be that of one image (C, H, W), got {shape!r}")
     _check_whole(**dict(zip(('channels', 'height', 'width'), shape)))
-    twin = copy.deepcopy(unwrapped(model)).eval().to('meta')   # shapes only: nothing is computed
+    twin = copy.deepcopy(unwrapped(model)).eval().to('meta')   # shapes only, no numbers
     dtype = weights_dtype(twin)
     def flops(n):
         x = torch.empty(n, *shape, device='meta', dtype=dtype)
         try:
             with FlopCounterMode(display=False) as counter: twin(x)
         except (RuntimeError, IndexError) as e:
-            raise ValueError(f"shape must suit the network, got {tuple(shape)}, of which torch says: {e}") from e
+            raise ValueError(f"shape must suit the network, got {tuple(shape)}, "
+                             f"of which torch says: {e}") from e
         return counter.get_total_flops()
     return flops(2) - flops(1)
 
@@ -128,32 +137,37 @@ def published_gcnn(
     "The group equivariant network of the published study, weight for weight."
     _check_whole(layers=layers, channels=channels)
     group, kwargs = CyclicGroup(order), dict(bias=False, basis='bilinear')
-    blocks = {'lift': _group_block(LiftingConv2d(1, channels, 5, group, padding=1, **kwargs), channels)}
+    lift = LiftingConv2d(1, channels, 5, group, padding=1, **kwargs)
+    blocks = {'lift': _group_block(lift, channels)}
     for i in range(1, layers + 1):
         if i > 1: blocks[f'pool{i - 1}'] = GroupMaxPool2d(2, 1)
-        blocks[f'group{i}'] = _group_block(GroupConv2d(channels, channels, 5, group, **kwargs), channels)
-    return Classifier(blocks, GlobalPool('mean', 'mean'), channels, 10, 1, smallest=2 + 5*layers,
-                      pixel_statistics=(MNIST_MEAN, MNIST_STD))
+        conv = GroupConv2d(channels, channels, 5, group, **kwargs)
+        blocks[f'group{i}'] = _group_block(conv, channels)
+    return Classifier(blocks, GlobalPool('mean', 'mean'), channels, 10, in_channels=1,
+                      smallest=2 + 5*layers, pixel_statistics=(MNIST_MEAN, MNIST_STD))
 
 # %% ../nbs/06_model.ipynb #3bcd6dac
 def published_stcnn(
-    mode:str='single',       # a transformer before the first block, or 'multi': before every block
+    mode:str='single',       # a transformer before the first block, or 'multi': before each
     layers:int=3,            # convolutions L
     channels:int=32, loc_channels:int=8, # of the convolutions, and of the localization nets
     init:str='identity',     # of the localization nets, or 'random'
     transformation:str='rotation', # or 'affine'
 )->Classifier:               # for normalised images (B, 1, 28, 28)
     "The spatial transformer network of the published study, weight for weight."
-    if mode not in ('single', 'multi'): raise ValueError(f"mode must be 'single' or 'multi', got {mode!r}")
+    if mode not in ('single', 'multi'):
+        raise ValueError(f"mode must be 'single' or 'multi', got {mode!r}")
     _check_whole(layers=layers, channels=channels)
     blocks = {}
     for i in range(1, layers + 1):
-        c = 1 if i == 1 else channels
-        stn = [published_transformer(c, loc_channels, transformation, init)] if i == 1 or mode == 'multi' else []
-        blocks[f'block{i}'] = nn.Sequential(*stn, nn.Conv2d(c, channels, 5), SpatialLayerNorm(), nn.ReLU())
+        c, stn = 1 if i == 1 else channels, []
+        if i == 1 or mode == 'multi':
+            stn = [published_transformer(c, loc_channels, transformation, init)]
+        conv = nn.Conv2d(c, channels, 5)
+        blocks[f'block{i}'] = nn.Sequential(*stn, conv, SpatialLayerNorm(), nn.ReLU())
         if 1 < i < layers: blocks[f'pool{i - 1}'] = nn.MaxPool2d(2, 1)
-    return Classifier(blocks, GlobalPool('mean'), channels, 10, 1, smallest=5*layers - 1,
-                      pixel_statistics=(MNIST_MEAN, MNIST_STD))
+    return Classifier(blocks, GlobalPool('mean'), channels, 10, in_channels=1,
+                      smallest=5*layers - 1, pixel_statistics=(MNIST_MEAN, MNIST_STD))
 
 # %% ../nbs/06_model.ipynb #60895a1d
 def _check_widths(channels, kernel_sizes):
@@ -248,8 +262,8 @@ def _own_statistics(model):
         return None
     pair = isinstance(own, (tuple, list)) and len(own) == 2
     if not pair or not _are_numbers(own[0]) or not _are_numbers(own[1], above=0):
-        raise ValueError("pixel_statistics must be a pair (mean, std), each a number or a tuple with one "
-                         f"for each channel, std positive, got {own!r}; set it anew")
+        raise ValueError("pixel_statistics must be a pair (mean, std), each a number or a "
+                         f"tuple of one per channel, std positive, got {own!r}; set it")
     return own
 
 def _check_parts(net):
@@ -257,33 +271,36 @@ def _check_parts(net):
     for name, part in net.named_modules():
         found = getattr(part, 'pixel_statistics', None)
         if found is not None:
-            raise ValueError("mean and std must be given for a network of which only a part carries "
-                             f"pixel_statistics, got {type(net).__name__}, whose {name} has {found}; "
-                             "give both, or set pixel_statistics of the whole")
+            raise ValueError(
+                "mean and std must be given for a network of which only a part carries "
+                f"pixel_statistics, got {type(net).__name__}, whose {name} has {found}; "
+                "give both, or set pixel_statistics of the whole")
 
 # %% ../nbs/06_model.ipynb #c4fbc911
 def known_statistics(
     model:nn.Module,
-    mean=None, std=None, # numbers, or tuples with one for each channel; None: those that the network carries
+    mean=None, std=None, # a number or one per channel; None: what the network carries
     otherwise=None,      # called for (mean, std) if it carries none; None: that is an error
 )->tuple:                # mean and std
     "What the images for a network are normalised with."
-    for name, value, least in ('mean', mean, -math.inf), ('std', std, 0):
+    rules = ('mean', mean, -math.inf, "a number"), ('std', std, 0, "a positive number")
+    for name, value, least, number in rules:
         if value is not None and not _are_numbers(value, least):
-            number = "a positive number" if name == 'std' else "a number"
-            raise ValueError(f"{name} must be {number} or a tuple of them, one per channel, got {value!r}")
+            raise ValueError(
+                f"{name} must be {number} or a tuple, one per channel, got {value!r}")
     if mean is None or std is None:
         own = _own_statistics(model) or (otherwise and otherwise())
         if own is None:
-            raise ValueError("mean and std of the pixels must be known, got neither from the call nor from "
-                             f"{type(unwrapped(model)).__name__}; pass mean and std, train it with `fit`, "
-                             "or set its pixel_statistics = mean, std")
+            raise ValueError(
+                "mean and std of the pixels must be known, got neither from the call nor "
+                f"from {type(unwrapped(model)).__name__}; pass mean and std, train it "
+                "with `fit`, or set its pixel_statistics = mean, std")
         mean, std = (o if v is None else v for v, o in zip((mean, std), own))
     return _floats(mean), _floats(std)
 
 # %% ../nbs/06_model.ipynb #4f8b7b23
 def _unit(x, dtype):
-    "Bytes, or numbers in [0, 1], as numbers of this dtype (None: their own), of float32 at least."
+    "Bytes or numbers in [0, 1] in this precision (None: their own), single at least."
     own = x.dtype if x.is_floating_point() else torch.float32
     wide = torch.promote_types(dtype or own, torch.float32)
     return x.to(wide)/255 if x.dtype == torch.uint8 else unit_range(x).to(wide)
@@ -298,19 +315,23 @@ class Normalized(nn.Module):
         mean=None, std=None, # as for known_statistics
     ):
         super().__init__()
-        if not isinstance(model, nn.Module): raise ValueError(f"model must be an nn.Module, got {model!r}")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be an nn.Module, got {model!r}")
         mean, std = known_statistics(model, mean, std)
         self.model, self.training = model, model.training
         dtype = torch.promote_types(weights_dtype(model) or torch.float32, torch.float32)
         device = next((t.device for t in (*model.parameters(), *model.buffers())), 'cpu')
         for name, values in ('mean', mean), ('std', std):
             values = torch.tensor(values, dtype=dtype, device=device)
-            self.register_buffer(name, values.reshape(-1, 1, 1))   # (C, 1, 1), or (1, 1, 1) for all channels
+            self.register_buffer(name, values.reshape(-1, 1, 1))   # (C, 1, 1) or (1, 1, 1)
 
-    def forward(self, x:Tensor)->Tensor: # images (B, C, H, W), uint8 or in [0, 1] → what the network says
+    def forward(self,
+        x:Tensor, # images (B, C, H, W), uint8 or in [0, 1]
+    )->Tensor:    # what the network says
         channels = max(len(self.mean), len(self.std))
         if x.ndim != 4 or channels > 1 and x.shape[1] != channels:
-            raise ValueError(f"images must be (B, {channels if channels > 1 else 'C'}, H, W), got {tuple(x.shape)}; "
+            wanted = channels if channels > 1 else 'C'
+            raise ValueError(f"images must be (B, {wanted}, H, W), got {tuple(x.shape)}; "
                              "give a single image a batch axis: x[None]")
         x = (_unit(x, self.mean.dtype) - self.mean)/self.std
         dtype = weights_dtype(self.model)

@@ -16,38 +16,45 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .data import rotate, unit_range
-from .group import on_cpu
 from .model import unwrapped
-from .train import (Speed, TrainConfig, _bar, _Best, _check_calls, _check_fit, _check_kinds, _computing, _large_enough, _Log,
-                            _ready, _seeded, _Steps, _valid_angles, make_optimizer, pick_device, visits)
+from .train import (Speed, TrainConfig, _bar, _Best, _check_calls, _check_fit,
+                            _check_kinds, _computing, _large_enough, _Log, _ready, _seeded,
+                            _Steps, _valid_angles, make_optimizer, pick_device, visits)
 
 # %% ../nbs/09b_stacked.ipynb #917c9952
 def _stacked(states, k): return torch.stack([state[k].detach() for state in states])
 
 # %% ../nbs/09b_stacked.ipynb #e15431cd
 class Stack(nn.Module):
-    "Networks of one architecture as one, with an axis for the runs in front of every weight."
+    "Networks of one architecture as one, with an axis for runs in front of each weight."
     def __init__(self, models:list): # of one architecture; copied
         super().__init__()
-        if not isinstance(models, (list, tuple)) or not models or not all(isinstance(m, nn.Module) for m in models):
-            raise ValueError(f"models must be a list of networks, at least one, got {models!r}")
-        models = [unwrapped(model) for model in models]
+        models = _networks(models)
         states = [model.state_dict(keep_vars=True) for model in models]
         self.base = copy.deepcopy(models[0])
-        learned = dict(self.base.named_parameters())
-        self.buffer_names = [k for k, _ in self.base.named_buffers() if k in states[0]]
         self.weights = nn.ParameterDict()   # names may not hold dots
-        for k, p in learned.items():
-            self.weights[k.replace('.', '/')] = nn.Parameter(_stacked(states, k), requires_grad=p.requires_grad)
-        for i, k in enumerate(self.buffer_names): self.register_buffer(f'buffer{i}', _stacked(states, k))
+        for k, p in self.base.named_parameters():
+            weight = nn.Parameter(_stacked(states, k), requires_grad=p.requires_grad)
+            self.weights[k.replace('.', '/')] = weight
+        self.buffer_names = [k for k, _ in self.base.named_buffers() if k in states[0]]
+        for i, k in enumerate(self.buffer_names):
+            self.register_buffer(f'buffer{i}', _stacked(states, k))
 
     def state(self)->tuple: # weights and buffers by the networks' names, each (R, …)
         buffers = {k: getattr(self, f'buffer{i}') for i, k in enumerate(self.buffer_names)}
         return {k.replace('/', '.'): w for k, w in self.weights.items()}, buffers
 
     def forward(self, x:Tensor)->Tensor: # images (R, B, C, H, W) → logits (R, B, K)
-        def one(weights, buffers, x): return functional_call(self.base, (weights, buffers), (x,))
+        def one(weights, buffers, x):
+            return functional_call(self.base, (weights, buffers), (x,))
         return torch.func.vmap(one, randomness='different')(*self.state(), x)
+
+def _networks(models):
+    "Networks without wrappers."
+    if not isinstance(models, (list, tuple)) or not models:
+        raise ValueError(f"models must be a list of networks, at least one, got {models!r}")
+    for model in models: _check_kinds(model=(model, nn.Module))
+    return [unwrapped(model) for model in models]
 
 # %% ../nbs/09b_stacked.ipynb #275f41dc
 @torch.no_grad()
@@ -98,33 +105,40 @@ def _check_alike(what, values, rule):
         if value != values[0]: raise ValueError(f"{what} {rule}, got another for run {i} than for run 0; train those apart, with `fit`")
 
 # %% ../nbs/09b_stacked.ipynb #4f8f601c
-def _check_stack(models, trains, valids, configs, speed):
-    "Refuse what can't be trained together; returns the networks without wrappers."
-    sets = dict(models=models, trains=trains, valids=valids, configs=configs)
-    for name, v in sets.items():
+def _check_lists(**lists):
+    "One entry for each run, everywhere."
+    for name, v in lists.items():
         if not isinstance(v, (list, tuple)):
-            raise ValueError(f"{name} must be a list with one entry for each run, got a {type(v).__name__}")
-    numbers = [len(v) for v in sets.values()]
-    if len(set(numbers)) > 1 or not models:
-        raise ValueError(f"models, trains, valids and configs must have one entry for each run, got {numbers}")
-    for model, config in zip(models, configs): _check_kinds(model=(model, nn.Module), config=(config, TrainConfig), speed=(speed, Speed))
-    models = [unwrapped(model) for model in models]
-    if len({id(model) for model in models}) < len(models): raise ValueError("models must be different objects, got one of them twice; copy it")
-    if speed.channels_last: raise ValueError("channels_last must be False for a stack, which has an axis more, got True")
+            raise ValueError(f"{name} must be a list, got a {type(v).__name__}; "
+                             "give it one entry for each run")
+    numbers = [len(v) for v in lists.values()]
+    if len(set(numbers)) > 1 or not numbers[0]:
+        names = ', '.join(lists)
+        raise ValueError(f"{names} must have one entry for each run, got {numbers}")
+
+def _check_stack(models, configs, speed):
+    "Refuse networks that can't be trained together."
+    for config in configs: _check_kinds(config=(config, TrainConfig), speed=(speed, Speed))
+    if len({id(model) for model in models}) < len(models):
+        raise ValueError("models must be different objects, got one of them twice; copy it")
+    if speed.channels_last:
+        raise ValueError("channels_last must be False for a stack, which has an axis more, "
+                         "got True")
     asked = {c.equivariance for c in configs} - {0}
     if asked:
-        raise ValueError("equivariance must be 0 for a stack, where neither error nor penalty is computed, "
-                         f"got {asked.pop()}; train those apart, with `fit`")
-    _check_alike('models', [_architecture(model) for model in models], 'must be of one architecture')
-    _check_alike('configs', [replace(config, seed=0) for config in configs], 'must differ in their seed only')
-    return models
+        raise ValueError("equivariance must be 0 for a stack, where neither error nor "
+                         f"penalty is computed, got {asked.pop()}; use `fit` for each")
+    alike = [replace(config, seed=0) for config in configs]
+    _check_alike('models', [*map(_architecture, models)], 'must be of one architecture')
+    _check_alike('configs', alike, 'must differ in their seed only')
 
 # %% ../nbs/09b_stacked.ipynb #c9c702c3
 def _check_sets(models, trains, valids, configs, device):
-    "Refuse images that can't be trained with together; returns the configurations with their statistics of the pixels."
+    "Refuse images that can't be seen together; returns configurations with mean and std."
     configs = [_check_fit(*run, device) for run in zip(models, trains, valids, configs)]
     for name, sets in ('trains', trains), ('valids', valids):
-        _check_alike(name, [(_lengths(data), _shapes(data)) for data in sets], 'must have as many images, of one size')
+        sizes = [(_lengths(data), _shapes(data)) for data in sets]
+        _check_alike(name, sizes, 'must have as many images, of one size')
     return configs
 
 # %% ../nbs/09b_stacked.ipynb #7af10b77
@@ -138,24 +152,30 @@ class _Pile:
     mean:Tensor    # of the pixels, for each run, (R, 1, C, 1, 1) or (R, 1, 1, 1, 1)
     std:Tensor     # likewise
 
-def _spread(values, like):
-    "A number for each run, or a tuple of numbers: a tensor that meets images (R, B, C, H, W)."
+    def keep(self, runs):
+        "Forget the other runs."
+        self.start, self.mean, self.std = self.start[runs], self.mean[runs], self.std[runs]
+
+def _spread(values, x):
+    "For each run a number or a tuple of one per channel, as a tensor for images like `x`."
     rows = [v if isinstance(v, tuple) else (v,) for v in values]
     channels = max(map(len, rows))
     rows = [row if len(row) == channels else row*channels for row in rows]
-    return torch.tensor(rows, dtype=like.dtype, device=like.device)[:, None, :, None, None]
+    rows = torch.tensor(rows, dtype=unit_range(x[:1]).dtype, device=x.device)   # (R, C)
+    return rows[:, None, :, None, None]   # (R, 1, C, 1, 1)
 
 def _pile(sets, configs, model, device):
     "Put the sets on top of each other, on the device."
     different = {(id(x), id(y)): (x, y) for x, y in sets}
     place, n = {key: i for i, key in enumerate(different)}, len(sets[0][1])
-    x, y = _ready(tuple(torch.cat(parts) for parts in zip(*different.values())), model, device)
+    all_together = tuple(torch.cat(parts) for parts in zip(*different.values()))
+    x, y = _ready(all_together, model, device)
     start = torch.tensor([place[id(x), id(y)]*n for x, y in sets], device=device)
-    mean, std = (_spread(values, unit_range(x[:1])) for values in zip(*((c.mean, c.std) for c in configs)))
+    mean, std = _spread([c.mean for c in configs], x), _spread([c.std for c in configs], x)
     return _Pile(x, y, start, n, mean, std)
 
 def _take(pile, idx, degrees):
-    "Images as the networks see them (R, B, C, H, W), and labels (R, B), for idx (R, B) into each run's set."
+    "Images (R, B, C, H, W), as seen by the networks, and labels (R, B), for idx (R, B)."
     where = idx + pile.start[:, None]
     x = unit_range(pile.x[where.flatten()])
     if degrees is not None: x = rotate(x, degrees.flatten())
@@ -183,11 +203,12 @@ def _orders(runs, n, device):
         idx, degrees = zip(*step)
         yield torch.stack(idx), None if degrees[0] is None else torch.stack(degrees)
 
-def _mean(lists): return (sum(values)/len(values) for values in lists)   # over the runs, for the bar
+def _mean(lists): return (sum(values)/len(values) for values in lists)   # over runs
 
-def _train_epoch(forward, runs, pile, optimizer, scheduler, steps, every=20):
-    "Each run visits each of its images once; returns losses, accuracies (R,) and the last learning rate."
-    log, config, batches = _Log(), runs[0].config, list(_orders(runs, pile.n, pile.x.device))
+def _train_epoch(forward, runs, pile, optimizer, scheduler, steps):
+    "Each run visits each of its images once; returns losses, accuracies and the last rate."
+    log, config, every = _Log(), runs[0].config, 20
+    batches = list(_orders(runs, pile.n, pile.x.device))
     for i, (idx, degrees) in enumerate(batches, start=1):
         lr = optimizer.param_groups[0]['lr']
         with _large_enough(idx.shape[1]):
@@ -218,10 +239,12 @@ def _validate(stack, runs, pile, batch_size=100):
 def _record(stack, runs, trained, accuracies, epoch, start, on_epoch):
     "Note what each run did in this epoch, and keep its weights if they are better."
     losses, rights, lr = trained
-    for r, (run, loss, right, accuracy) in enumerate(zip(runs, losses, rights, accuracies)):
+    for r, (run, loss, right, valid) in enumerate(zip(runs, losses, rights, accuracies)):
         _unstack(stack, r, run.model)
-        run.best.update(epoch, accuracy)
-        run.history.append(dict(epoch=epoch, loss=loss, accuracy=right, lr=lr, valid_accuracy=accuracy, seconds=time.perf_counter() - start))
+        run.best.update(epoch, valid)
+        seconds = time.perf_counter() - start
+        run.history.append(dict(epoch=epoch, loss=loss, accuracy=right, lr=lr,
+                                valid_accuracy=valid, seconds=seconds))
         if on_epoch is not None: on_epoch(run.index, run.history[-1])
 
 def _leave(stack, runs, optimizer, piles, epoch, speed):
@@ -230,8 +253,8 @@ def _leave(stack, runs, optimizer, piles, epoch, speed):
     if 0 < len(kept) < len(runs):
         _keep(stack, optimizer, kept)
         for pile in piles:
-            if pile is not None: pile.start, pile.mean, pile.std = (t[kept] for t in (pile.start, pile.mean, pile.std))
-        if speed.compile: torch.compiler.reset()   # another shape: what was compiled for the last one can go
+            if pile is not None: pile.keep(kept)
+        if speed.compile: torch.compiler.reset()   # it was for another shape
     return [runs[r] for r in kept]
 
 # %% ../nbs/09b_stacked.ipynb #ee700dbf
@@ -252,25 +275,31 @@ def _run(stack, forward, runs, train, valid, steps, speed, on_epoch):
 @torch.enable_grad()
 def fit_stacked(
     models:list,            # of one architecture; trained in place
-    trains:list,            # images and labels for each, as for fit: as many for each; the same tensors are stored once
+    trains:list,            # images and labels for each, as for fit; shared ones lie once
     valids:list,            # likewise, or None for each
     configs:list,           # a TrainConfig for each; they differ in their seed
-    *, device=None,         # None: the first model's; 'auto': the best there is; or a device
+    *, device=None,         # None: the first model's; 'auto': the best there is
     progress=True,          # show a bar; a dict goes on to tqdm
     on_epoch=None,          # called with the run's number and its epoch's record
     on_step=None,           # as for fit; steps of the stack
     speed:Speed=Speed(),    # of the training; channels_last doesn't apply
 )->list:                    # a history for each, as from fit; seconds are the whole stack's
     "Train several networks at once, and leave each with its best weights."
-    models = _check_stack(models, trains, valids, configs, speed)
+    _check_lists(models=models, trains=trains, valids=valids, configs=configs)
+    models = _networks(models)
+    _check_stack(models, configs, speed)
     _check_calls(progress, on_epoch=on_epoch, on_step=on_step)
     device = pick_device(device, models[0])
     configs = _check_sets(models, trains, valids, configs, device)
-    for model, config in zip(models, configs): model.to(device).pixel_statistics = config.mean, config.std
-    runs, n = [_One(i, *run) for i, run in enumerate(zip(models, configs))], len(trains[0][0])
-    piles = [sets[0] and _pile(sets, configs, models[0], device) for sets in (trains, valids)]
-    stack = Stack(models).to(device)
-    with (_seeded(configs[0].seed, device), _bar(n, configs[0], progress) as bar, _computing(stack.train(), speed, device) as forward):
-        _run(stack, forward, runs, *piles, _Steps(bar.total, bar, on_step), speed, on_epoch)
+    for model, config in zip(models, configs):
+        model.to(device).pixel_statistics = config.mean, config.std
+    runs = [_One(i, *run) for i, run in enumerate(zip(models, configs))]
+    train = _pile(trains, configs, models[0], device)
+    valid = None if valids[0] is None else _pile(valids, configs, models[0], device)
+    stack = Stack(models).to(device).train()
+    with (_seeded(configs[0].seed, device), _bar(train.n, configs[0], progress) as bar,
+          _computing(stack, speed, device) as forward):
+        steps = _Steps(bar.total, bar, on_step)
+        _run(stack, forward, runs, train, valid, steps, speed, on_epoch)
     for run in runs: run.best.restore()
     return [run.history for run in runs]

@@ -36,11 +36,15 @@ from .data import content_hash, prepare, random_angles, user_path
 from .dataset import pixel_statistics
 from .equivariance import disc, equivariance_error
 from .group import CyclicGroup, FiniteGroup, act, on_cpu
-from .model import Normalized, _are_numbers, _is_real, _unit, known_statistics, unwrapped, weights_dtype
+from .model import (Normalized, _are_numbers, _is_real, _unit, known_statistics,
+                            unwrapped, weights_dtype)
 
 # %% ../nbs/09_train.ipynb #1eb3d016
 def _whole(least, most=2**63 - 1):
-    return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and least <= v <= most
+    def test(v):
+        whole = isinstance(v, Integral) and not isinstance(v, bool)
+        return whole and least <= v <= most
+    return test
 
 def _real(test): return lambda v: _is_real(v) and test(v)
 def _flag(v): return isinstance(v, bool)
@@ -63,9 +67,10 @@ _RULES = {
     'mean': (_or_none(_are_numbers), "None, a number or a tuple of them, one per channel"),
     'std': (_or_none(lambda v: _are_numbers(v, above=0)),
             "None, a positive number or a tuple of them, one per channel"),
-    'equivariance': (lambda v: _whole(0, 72)(v) and v != 1,   # a table has n² entries, and n³ products are checked
+    'equivariance': (lambda v: _whole(0, 72)(v) and v != 1,   # n³ products are checked
                      "0 or an order from 2 to 72"),
-    'equivariance_layer': (_or_none(lambda v: isinstance(v, str)), "None or the name of a module"),
+    'equivariance_layer': (_or_none(lambda v: isinstance(v, str)),
+                           "None or the name of a module"),
     'penalty': (_real(lambda v: v >= 0), "a number of at least 0")}
 
 # %% ../nbs/09_train.ipynb #c12715cc
@@ -77,23 +82,25 @@ class TrainConfig:
     lr:float=1e-2                  # the highest, for one_cycle
     weight_decay:float=1e-4
     schedule:str='one_cycle'       # or 'constant'
-    patience:int|None=None         # stop after so many epochs without better validation accuracy; None: never
-    seed:int=0                     # of order, angles and dropout; initial weights are the caller's
+    patience:int|None=None         # stop after so many epochs without a better validation
+    seed:int=0                     # of order, angles and dropout; not of initial weights
     rotate:bool=False              # turn each image by a fresh angle at each visit
     rotate_valid:bool|None=None    # turn the validation images; None: as rotate
     fresh_valid:bool=False         # by fresh angles at each pass, instead of fixed ones
     label_smoothing:float=0.
-    mean:float|tuple|None=None     # of pixels in [0, 1], one per channel in a tuple; None: the network's, or the training images'
-    std:float|tuple|None=None      # likewise
-    equivariance:int=0             # n: log the error under the rotations of C_n after each epoch; 0: don't
+    mean:float|tuple|None=None     # of the pixels; None: the network's, or the images'
+    std:float|tuple|None=None      # the same; a tuple has one per channel
+    equivariance:int=0             # n: log the error under C_n after each epoch; 0: don't
     equivariance_layer:str|None=None # of what this module puts out; None: of the logits
-    penalty:float=0.               # weight in the loss of its square, under one rotation at each step
+    penalty:float=0.               # weight in the loss of its square
 
-    def __post_init__(self): _check_fields(self, _RULES); _check_penalty(self)
+    def __post_init__(self):
+        _check_fields(self, _RULES)
+        _check_penalty(self)
 
 # %% ../nbs/09_train.ipynb #e36071e7
 def _python(value):
-    "NumPy's numbers as Python's, and lists as tuples: what comes back from JSON comes back the same."
+    "NumPy's numbers as Python's and lists as tuples, for JSON and back."
     if isinstance(value, (list, tuple)): return tuple(map(_python, value))
     return value.item() if isinstance(value, np.generic) else value
 
@@ -102,12 +109,14 @@ def _check_fields(config, rules):
     for f in fields(config):
         value, (valid, rule) = _python(getattr(config, f.name)), rules[f.name]
         if not valid(value):
-            raise ValueError(f"{f.name} must be {rule}, got {value!r}; the default is {f.default!r}")
+            raise ValueError(f"{f.name} must be {rule}, got {value!r}; "
+                             f"the default is {f.default!r}")
         object.__setattr__(config, f.name, value)   # frozen, but not yet made
 
 def _check_penalty(config):
     "Refuse a penalty without rotations."
-    if not config.equivariance and (config.penalty or config.equivariance_layer is not None):
+    asked = config.penalty or config.equivariance_layer is not None
+    if asked and not config.equivariance:
         raise ValueError("equivariance must be the order of the rotations where penalty or "
                          "equivariance_layer is set, got 0; try equivariance=8")
 
@@ -125,11 +134,13 @@ def make_optimizer(
 )->tuple:       # optimizer, scheduler to be stepped with it
     "AdamW and its schedule."
     _check_kinds(model=(model, nn.Module), config=(config, TrainConfig))
-    if not _whole(1)(steps): raise ValueError(f"steps must be a positive integer, got {steps!r}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    if config.schedule == 'one_cycle':
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
-    return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    if not _whole(1)(steps):
+        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    kwargs = dict(lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), **kwargs)
+    if config.schedule == 'constant':
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps)
 
 # %% ../nbs/09_train.ipynb #6e2ccdf3
 _SPEED_RULES = {
@@ -140,7 +151,7 @@ _SPEED_RULES = {
 @dataclass(frozen=True)
 class Speed:
     "How to compute; never what."
-    precision:str='float32'    # as the weights are; or 'bfloat16' for the products, while weights and loss stay as they are
+    precision:str='float32'    # as the weights are; 'bfloat16': of the products alone
     channels_last:bool=False   # images and 4-d weights lie pixel by pixel
     compile:bool=False         # by torch.compile; as graphs on CUDA
 
@@ -200,13 +211,14 @@ def pick_device(
     _check_kinds(model=(model, nn.Module))
     if device is None: found = next(model.parameters(), torch.empty(0)).device
     else:
-        try: found = torch.empty(0, device=_best_device() if device == 'auto' else device).device
+        name = _best_device() if device == 'auto' else device
+        try: found = torch.empty(0, device=name).device
         except (RuntimeError, AssertionError, TypeError) as e:
             raise ValueError("device must be 'auto' or one that torch can use here, "
                              f"got {str(device)!r} ({str(e).splitlines()[0]})") from e
     if found.type == 'meta':
-        raise ValueError("device must be one that computes, got 'meta', where weights have no values; "
-                         "make the network where it shall run")
+        raise ValueError("device must be one that computes, got 'meta', where weights have "
+                         "no values; make the network where it shall run")
     return found
 
 # %% ../nbs/09_train.ipynb #0e6cc859
@@ -216,14 +228,14 @@ def _check_images(name, x):
         raise ValueError(f"{name} must be a tensor of images, got a {type(x).__name__}; "
                          "torch.as_tensor makes one of an array")
     if x.ndim != 4:
-        raise ValueError(f"{name} must be images (N, C, H, W), got {tuple(x.shape)}; "
-                         "give a single image its batch, x[None], and grey images their channel, x[:, None]")
+        raise ValueError(f"{name} must be images (N, C, H, W), got {tuple(x.shape)}; give "
+                         "a single one its batch, x[None], grey ones a channel, x[:, None]")
     if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ValueError(f"{name} must be images of uint8 in [0, 255] or floating in [0, 1], got {x.dtype}; "
-                         "convert them first")
+        raise ValueError(f"{name} must be images of uint8 in [0, 255] or floating in "
+                         f"[0, 1], got {x.dtype}; convert them first")
     if not all(map(math.isfinite, _extremes(x))):
-        raise ValueError(f"{name} must hold finite numbers, got images with nan or infinity; "
-                         "leave them out: x[x.isfinite().flatten(1).all(dim=1)]")
+        raise ValueError(f"{name} must hold finite numbers, got nan or infinity; leave "
+                         "such images out: x[x.isfinite().flatten(1).all(dim=1)]")
 
 def _extremes(x):
     "The least and the greatest number in floating images; of bytes we know."
@@ -234,8 +246,10 @@ def _check_range(name, x, model, mean, std):
     "Refuse numbers that are no pixels."
     low, high = _extremes(x)
     if (low < -1e-3 or high > 1.001) and not _as_they_are(model, mean, std):
-        raise ValueError(f"{name} must be images in [0, 1], or bytes, got numbers from {low:.3g} to {high:.3g}; "
-                         "scale them, or, if they are normalised already, say so by mean=0 and std=1")
+        raise ValueError(
+            f"{name} must be images in [0, 1], or bytes, got numbers from {low:.3g} to "
+            f"{high:.3g}; scale them, or, if they are normalised already, say so by "
+            "mean=0 and std=1")
 
 def _as_they_are(model, mean, std):
     "Are floating images handed to the network unchanged?"
@@ -245,20 +259,24 @@ def _as_they_are(model, mean, std):
 # %% ../nbs/09_train.ipynb #6dcd437d
 def _seen(x, degrees, mean, std, dtype, device):
     "What a network with weights of `dtype` on `device` sees of the images."
-    if x.is_floating_point(): x = _unit(x, dtype)   # first, for not every device knows float64
+    if x.is_floating_point(): x = _unit(x, dtype)   # here: not every device knows float64
     x = prepare(_unit(x.to(device), dtype), degrees, mean, std)
     return x if dtype is None else x.to(dtype)
 
 def _ask(forward, x):
-    "One tensor from a network; torch's complaint about images that don't suit it as a `ValueError`."
+    "One tensor from a network; what torch says of images that don't suit it, in words."
     try: out = forward(x)
     except (RuntimeError, IndexError) as e:
-        if type(e) not in (RuntimeError, IndexError, NotImplementedError): raise   # of memory, of the compiler
+        if type(e) not in (RuntimeError, IndexError, NotImplementedError):
+            raise   # out of memory, or the compiler's
         said = (str(e) or type(e).__name__).splitlines()[0]
-        raise ValueError(f"images must suit the network, got {tuple(x.shape)} of {x.dtype}, of which torch says: "
-                         f"{said}; give it as many channels and pixels as it was made for, channels first") from e
+        raise ValueError(
+            f"images must suit the network, got {tuple(x.shape)} of {x.dtype}, of which "
+            f"torch says: {said}; give it as many channels and pixels as it was made for, "
+            "channels first") from e
     if isinstance(out, Tensor): return out
-    raise ValueError(f"model must put out one tensor, got a {type(out).__name__}; return the logits only")
+    raise ValueError(f"model must put out one tensor, got a {type(out).__name__}; "
+                     "return the logits only")
 
 # %% ../nbs/09_train.ipynb #e205ee98
 @torch.no_grad()
@@ -268,7 +286,7 @@ def predict(
     *, batch_size:int=100,  # small enough for the cache
     degrees:Tensor=None,  # turn the images by (N,); None leaves them
     device=None,          # as for fit
-    mean:float|tuple=None, std:float|tuple=None, # of the pixels; None: those that the model carries
+    mean:float|tuple=None, std:float|tuple=None, # of the pixels; None: the model's own
     speed:Speed=Speed(),
 )->Tensor:                # logits (N, K), on the device
     "What the model says about each image, in evaluation mode."
@@ -276,21 +294,28 @@ def predict(
     _check_images('x', x)
     mean, std = known_statistics(model, mean, std)
     _check_range('x', x, model, mean, std)
-    if degrees is not None and (not isinstance(degrees, Tensor) or degrees.shape != x.shape[:1]):
-        shape = tuple(degrees.shape) if isinstance(degrees, Tensor) else repr(degrees)
-        raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, got {shape}")
     parts, dtype = x.split(batch_size), weights_dtype(model)
-    angles = [None]*len(parts) if degrees is None else degrees.split(batch_size)
+    angles = _angles(degrees, x, batch_size) or [None]*len(parts)
     with same_mode(model.to(device)), _computing(model, speed, device) as forward:
         model.eval()
         return torch.cat([_ask(forward, _seen(part, a, mean, std, dtype, device))
                           for part, a in zip(parts, angles)])
 
+def _angles(degrees, x, batch_size):
+    "Angles batch by batch, or None."
+    if degrees is None: return None
+    if isinstance(degrees, Tensor) and degrees.shape == x.shape[:1]:
+        return degrees.split(batch_size)
+    got = tuple(degrees.shape) if isinstance(degrees, Tensor) else repr(degrees)
+    raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, "
+                     f"got {got}")
+
 def _check_how(model, batch_size, device, speed):
     "Refuse a way to compute that makes no sense; returns the device."
     _check_kinds(model=(model, nn.Module), speed=(speed, Speed))
     valid, rule = _RULES['batch_size']
-    if not valid(batch_size): raise ValueError(f"batch_size must be {rule}, got {batch_size!r}")
+    if not valid(batch_size):
+        raise ValueError(f"batch_size must be {rule}, got {batch_size!r}")
     return pick_device(device, model)
 
 # %% ../nbs/09_train.ipynb #703f5068
@@ -310,50 +335,57 @@ def evaluate(
 def _check_data(name, data):
     "Refuse anything but images and their labels."
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise ValueError(f"{name} must be a pair, images and labels, got a {type(data).__name__}; "
-                         "put all images into one tensor, and all labels into another")
+        raise ValueError(
+            f"{name} must be a pair, images and labels, got a {type(data).__name__}; "
+            "put all images into one tensor, and all labels into another")
     x, y = data
     for what, t in ('images', x), ('labels', y):
         if not isinstance(t, Tensor):
-            raise ValueError(f"{what} of {name} must be a tensor, got a {type(t).__name__}; "
-                             "torch.as_tensor makes one of an array")
-    if x.ndim != 4 or y.ndim != 1 or len(x) != len(y) or not len(x) or y.dtype != torch.int64:
-        raise ValueError(f"{name} must be images (N, C, H, W) and int64 labels (N,) with N > 0, "
-                         f"got {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}; {_remedy(x, y)}")
+            raise ValueError(
+                f"{what} of {name} must be a tensor, got a {type(t).__name__}; "
+                "torch.as_tensor makes one of an array")
+    fits = x.ndim == 4 and y.ndim == 1 and len(x) == len(y) > 0
+    if not fits or y.dtype != torch.int64:
+        raise ValueError(
+            f"{name} must be images (N, C, H, W) and int64 labels (N,) with N > 0, got "
+            f"{tuple(x.shape)} and {y.dtype} {tuple(y.shape)}; {_remedy(x, y)}")
     _check_images(name, x)
 
 def _remedy(x, y):
     "What helps with data of the wrong form."
     if x.ndim == 3: return "give grey images their channel: x[:, None]"
-    if y.ndim == 2 and y.shape[1] == 1: return "take the labels out of their column: y[:, 0]"
+    if y.ndim == 2 and y.shape[1] == 1: return "take labels out of their column: y[:, 0]"
     if y.ndim == 2: return "make labels of rows with a single 1: y.argmax(dim=1)"
     if x.ndim == 4 and len(x) == len(y) > 0: return "convert the labels: y.long()"
     return "see `gcnn_stn.data.mnist`"
 
 def _check_logits(name, logits, y):
     "Refuse an answer that isn't logits, and labels that it has no place for."
-    low, high = y.min().item(), y.max().item()
-    shape, one = tuple(logits.shape), len(logits) == 1
-    if len(shape) != 2 or low < 0 or high >= shape[1] or not logits.is_floating_point():
-        raise ValueError("model must map (B, C, H, W) to floating logits (B, K) with K above every label, "
-                         f"got {shape} for {'one image' if one else 'the images'} and labels from {low} to {high} "
-                         f"in {name}; flatten its output, widen its last layer, or look at the labels")
+    low, high, shape = y.min().item(), y.max().item(), tuple(logits.shape)
+    good = len(shape) == 2 and logits.is_floating_point()
+    if not good or low < 0 or high >= shape[1]:
+        asked = 'one image' if len(logits) == 1 else 'the images'
+        raise ValueError(
+            "model must map (B, C, H, W) to floating logits (B, K) with K above every label"
+            f", got {shape} for {asked} and labels from {low} to {high} in {name}; "
+            "flatten its output, widen its last layer, or look at the labels")
 
 # %% ../nbs/09_train.ipynb #78e02440
 def _moments(x):
     "Mean and standard deviation of each channel of floating images, float64 (C,) both."
     n, parts = x.numel()/x.shape[1], [part.cpu() for part in x.split(1000)]
     mean = sum(part.double().sum((0, 2, 3)) for part in parts)/n
-    squares = sum((part.double() - mean[:, None, None]).square().sum((0, 2, 3)) for part in parts)
-    return mean, (squares/n).sqrt()
+    def squares(part): return (part.double() - mean[:, None, None]).square().sum((0, 2, 3))
+    return mean, (sum(map(squares, parts))/n).sqrt()
 
 @on_cpu
 @torch.no_grad()
 def _measured(x):
-    "Mean and standard deviation of the pixels: two numbers, or two tuples with one for each of several channels."
+    "Mean and standard deviation of the pixels: two numbers, or two tuples."
     mean, std = pixel_statistics(x.cpu()) if x.dtype == torch.uint8 else _moments(x)
     std = torch.where(std > 1e-9, std, 1.)   # rounding isn't spread
-    mean, std = (tuple(float(f'{v:.4g}') for v in values.tolist()) for values in (mean, std))
+    def four_digits(values): return tuple(float(f'{v:.4g}') for v in values.tolist())
+    mean, std = four_digits(mean), four_digits(std)
     return (mean, std) if len(mean) > 1 else (mean[0], std[0])
 
 # %% ../nbs/09_train.ipynb #b554cb1c
@@ -377,8 +409,9 @@ def visits(
     _check_kinds(config=(config, TrainConfig), generator=(generator, torch.Generator))
     if not _whole(1)(n): raise ValueError(f"n must be a positive integer, got {n!r}")
     order = torch.randperm(n, generator=generator, device=generator.device)
-    degrees, batches = random_angles(n, generator), _batches(order, config.batch_size)
-    return [(idx.to(device), degrees[idx].to(device) if config.rotate else None) for idx in batches]
+    degrees = random_angles(n, generator)
+    def turned(idx): return degrees[idx].to(device) if config.rotate else None
+    return [(idx.to(device), turned(idx)) for idx in _batches(order, config.batch_size)]
 
 # %% ../nbs/09_train.ipynb #87ce3c6e
 @contextmanager
@@ -426,22 +459,27 @@ def _same_everywhere(model):
 # %% ../nbs/09_train.ipynb #8cd3fa5f
 class _Tap(nn.Module):
     "A network, with what one of its modules puts out next to its logits."
-    def __init__(self, model, layer): super().__init__(); self.model, self.layer, self.kept = model, layer, None
+    def __init__(self, model, layer):
+        super().__init__()
+        self.model, self.layer, self.kept = model, layer, None
+
     def keep(self, module, args, out): self.kept = out
 
     def forward(self, x):
         logits = self.model(x)
         kept, self.kept = logits if self.layer is None else self.kept, None
         if not isinstance(kept, Tensor):
-            raise ValueError("the layer must be a module that is called and puts out one tensor, "
-                             f"got {self.layer!r}, which gave {type(kept).__name__}")
+            raise ValueError(
+                "the layer must be a module that is called and puts out one tensor, "
+                f"got {self.layer!r}, which gave {type(kept).__name__}")
         return logits, kept
 
 @contextmanager
 def _tapped(model, layer, wanted=True):
-    "The network with a tap at its module `layer`, at its end if that is None; without one unless `wanted`."
-    tap = _Tap(model, layer)
-    handle = wanted and layer is not None and unwrapped(model).get_submodule(layer).register_forward_hook(tap.keep)
+    "The network with a tap at its module `layer` (None: at its end), unless not `wanted`."
+    tap, handle = _Tap(model, layer), None
+    if wanted and layer is not None:
+        handle = unwrapped(model).get_submodule(layer).register_forward_hook(tap.keep)
     try: yield tap if wanted else model
     finally:
         if handle: handle.remove()
@@ -458,35 +496,40 @@ def _channel_mean(y): return y.mean([d for d in range(y.ndim) if d != 1], keepdi
 
 @functools.cache
 def _rotations(order):
-    if order == 1: raise ValueError("order must be at least 2, for C1 holds no rotation but the identity, got 1; try 8")
+    if order == 1:
+        raise ValueError("order must be at least 2, for C1 holds no rotation but the "
+                         "identity, got 1; try 8")
     return CyclicGroup(order)
 
 def _group(order):
     "The group of that order, or the group itself."
     if isinstance(order, FiniteGroup): return order
-    if not isinstance(order, Integral):
-        raise ValueError(f"order must be a positive integer or a group such as CyclicGroup(8), got {order!r}")
-    return _rotations(order)
+    if isinstance(order, Integral): return _rotations(order)
+    raise ValueError("order must be a positive integer or a group such as CyclicGroup(8), "
+                     f"got {order!r}")
 
 def _check_poses(model, group):
     "Features in as many poses as the group has elements must be features on that group."
-    others = {id(m.group): m.group for m in model.modules() if isinstance(getattr(m, 'group', None), FiniteGroup)}
-    for other in others.values():
-        if other.order == group.order and not torch.equal(other.table, group.table):
-            raise ValueError(f"order must be the network's own group where a layer with {other.order} poses is named, "
-                             f"got {group} for {other}; give the group itself, or name no layer")
+    groups = [getattr(m, 'group', None) for m in model.modules()]
+    for other in groups:
+        if not isinstance(other, FiniteGroup) or other.order != group.order: continue
+        if not torch.equal(other.table, group.table):
+            raise ValueError(
+                f"order must be the network's own group where a layer with {other.order} "
+                f"poses is named, got {group} for {other}; give the group itself, or name "
+                "no layer")
 
 # %% ../nbs/09_train.ipynb #066010d0
 @torch.no_grad()
 def measure_equivariance(
     model:nn.Module,     # maps (B, C, H, W) to logits; moved to device
-    x:Tensor,            # images (N, C, H, W), uint8 or in [0, 1]; a single one is compared with 0
-    order:int|FiniteGroup=8, # n: the rotations are by multiples of 360°/n; or a group, such as DihedralGroup(4)
-    layer:str|None=None, # a module that puts out images, features on the group or vectors; None: the logits
+    x:Tensor,            # images (N, C, H, W), uint8 or in [0, 1]; one is compared with 0
+    order:int|FiniteGroup=8, # n: rotations by multiples of 360°/n; or a group
+    layer:str|None=None, # that puts out images, group features or vectors; None: the logits
     *, batch_size:int=100, device=None, # as for predict
-    mean:float|tuple=None, std:float|tuple=None, # likewise; an untrained model, which carries none, takes those of x
+    mean:float|tuple=None, std:float|tuple=None, # None: the model's, or those of x
 )->float:                # 0: exact
-    "Relative error of a network in evaluation mode, mean over the elements of the group but the identity."
+    "Relative error of a network in evaluation mode, mean over elements but the identity."
     device, group = _check_how(model, batch_size, device, Speed()), _group(order)
     _check_images('x', x)
     if not len(x): raise ValueError("x must hold at least one image, got none")
@@ -497,8 +540,12 @@ def measure_equivariance(
     dtype = weights_dtype(model)
     with same_mode(model.to(device)), _tapped(model, layer) as tap:
         model.eval()
-        def answer(part): return _ask(lambda x: tap(x)[1], _seen(part, None, mean, std, dtype, device)).to(part.dtype)
-        def f(x): return torch.cat([answer(part) for part in x.split(batch_size)])
+        def answer(part):
+            part = _seen(part, None, mean, std, dtype, device)
+            return _ask(lambda x: tap(x)[1], part)
+        def f(x):
+            answers = [answer(part) for part in x.split(batch_size)]
+            return torch.cat(answers).to(x.dtype)
         x = _unit(x, dtype).to(device)
         centre = _channel_mean(f(x)) if len(x) > 1 else 0.
         moves = [g for g in group.elements() if g != group.identity]
@@ -506,41 +553,48 @@ def measure_equivariance(
 
 # %% ../nbs/09_train.ipynb #183847df
 def _turns(n, config, generator):
-    "Which rotation the penalty takes at each of `n` steps; 0, none, where there is no penalty."
+    "Which rotation the penalty takes at each of `n` steps; 0, none, where there is none."
     if not config.penalty: return [0]*n
-    return torch.randint(1, config.equivariance, (n,), generator=generator, device=generator.device).tolist()
+    kwargs = dict(generator=generator, device=generator.device)
+    return torch.randint(1, config.equivariance, (n,), **kwargs).tolist()
 
 def _penalized(forward, x, degrees, turn, config):
     "Logits (B, K), and the mean square of f(L_g x) − L_g f(x)."
     group = _rotations(config.equivariance)
     start = x.new_zeros(len(x), dtype=torch.float32) if degrees is None else degrees
-    seen = [prepare(x, d, config.mean, config.std) for d in (degrees, start + 360*turn/group.order)]
+    on = start + 360*turn/group.order
+    seen = [prepare(x, d, config.mean, config.std) for d in (degrees, on)]
     logits, out = forward(torch.cat(seen))
     here, there = out.chunk(2)
     square = (there - act(group, turn, here)).square()
-    if square.ndim > 2 and not group.lattice[turn]: square = square*disc(*square.shape[-2:]).to(square)
+    if square.ndim > 2 and not group.lattice[turn]:
+        square = square*disc(*square.shape[-2:]).to(square)
     return logits[:len(x)], square.mean()
 
 # %% ../nbs/09_train.ipynb #7f142e64
 def _differentiate(forward, x, y, degrees, turn, config, share):
-    "Predict, measure, differentiate; returns the loss times `share` and the number read right, unread."
+    "Predict, measure, differentiate; the loss times `share`, and the number read right."
     if turn: logits, apart = _penalized(forward, x, degrees, turn, config)
     else: logits, apart = forward(prepare(x, degrees, config.mean, config.std)), None
     loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     loss = share*(loss if apart is None else loss + config.penalty*apart)
     if not loss.requires_grad:
-        raise ValueError("model must give logits that depend on its weights, got some without a gradient; detach nothing")
+        raise ValueError("model must give logits that depend on its weights, got some "
+                         "without a gradient; detach nothing")
     loss.backward()
     return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
 
 def _step(forward, data, idx, degrees, turn, optimizer, scheduler, config):
-    "One step on the images `idx`, of which this process takes its share; loss and number read right are of all."
+    "One step on the images `idx`, shared out; loss and number are of all."
     (x, y), (rank, world), n = data, _place(), len(idx)
     idx, degrees = idx[rank::world], degrees if degrees is None else degrees[rank::world]
     optimizer.zero_grad()
     loss = right = torch.zeros((), device=x.device)
-    if len(idx): loss, right = _differentiate(forward, x[idx], y[idx], degrees, turn, config, len(idx)/n)
-    if world > 1: loss, right = _sum_over_processes(optimizer.param_groups[0]['params'], loss, right)
+    if len(idx):
+        share = len(idx)/n
+        loss, right = _differentiate(forward, x[idx], y[idx], degrees, turn, config, share)
+    if world > 1:
+        loss, right = _sum_over_processes(optimizer.param_groups[0]['params'], loss, right)
     optimizer.step()
     scheduler.step()
     return loss, right
@@ -555,13 +609,18 @@ class _Log:
     lr:list = field(default_factory=list)
 
     def add(self, loss, right, size, lr):
-        for values, value in zip((self.loss, self.right, self.size, self.lr), (loss, right, size, lr)): values.append(value)
+        self.loss.append(loss)
+        self.right.append(right)
+        self.size.append(size)
+        self.lr.append(lr)
 
     @on_cpu
     def read(self, since):
-        "Mean loss and accuracy from step `since` on: two numbers, or two lists if the steps left vectors."
-        loss, right = (torch.stack(v[since:]).double().cpu() for v in (self.loss, self.right))
-        size = torch.tensor(self.size[since:], dtype=torch.float64).view(-1, *[1]*(loss.ndim - 1))
+        "Mean loss and accuracy from step `since` on: two numbers, or two lists."
+        both = self.loss[since:], self.right[since:]
+        loss, right = (torch.stack(values).double().cpu() for values in both)
+        size = torch.tensor(self.size[since:], dtype=torch.float64)
+        size = size.view(-1, *[1]*(loss.ndim - 1))   # (S,) or (S, 1), as (S, R)
         _check_finite(loss, self.lr, since)
         return tuple((v.sum(dim=0)/size.sum()).tolist() for v in (loss*size, right))
 
@@ -592,16 +651,17 @@ class _Steps:
 # %% ../nbs/09_train.ipynb #5ee82ec4
 @contextmanager
 def _large_enough(size):
-    "Torch's complaint about the norm of a single number, with what helps."
+    "What torch says of the norm of a single number, with what helps."
     try: yield
     except ValueError as e:
         if 'more than 1 value per channel' not in str(e): raise
-        raise ValueError("batch_size must leave the norms more than one number per channel, got a batch of "
-                         f"{size} for this network ({e}); take larger batches, or another norm") from e
+        raise ValueError("batch_size must leave the norms more than one number per channel"
+                         f", got a batch of {size} for this network ({e}); "
+                         "take larger batches, or another norm") from e
 
-def _train_epoch(forward, data, config, optimizer, scheduler, order, poses, steps, every=20):
+def _train_epoch(forward, data, config, optimizer, scheduler, order, poses, steps):
     "Visit each image once; returns mean loss, accuracy and the last learning rate."
-    log, batches = _Log(), visits(len(data[0]), config, order, data[0].device)
+    log, every, batches = _Log(), 20, visits(len(data[0]), config, order, data[0].device)
     turns = _turns(len(batches), config, poses)
     for i, ((idx, degrees), turn) in enumerate(zip(batches, turns), start=1):
         lr = optimizer.param_groups[0]['lr']
@@ -622,7 +682,13 @@ def _valid_angles(n, config, generator, device):
     return random_angles(n, generator, device) if rotate else None
 
 # %% ../nbs/09_train.ipynb #30eea824
-_HOST, _COUNT, _WRITING = re.sub(r'\W', '-', socket.gethostname()), itertools.count(), set()
+def _this_machine():
+    "Its name, or that of the container in it: where we can look up a process's number."
+    space = Path('/proc/self/ns/pid')
+    number = os.stat(space).st_ino if space.exists() else 0
+    return re.sub(r'\W', '-', f'{socket.gethostname()}-{number}')
+
+_HOST, _COUNT, _WRITING = _this_machine(), itertools.count(), set()
 
 def _is_alive(pid):
     "Is there a process of this number here? If the system can't be asked: yes."
@@ -642,11 +708,12 @@ def _is_abandoned(name):
 def _clear(folder):
     "Take abandoned files away, where that is allowed."
     with suppress(OSError):
-        for name in filter(_is_abandoned, os.listdir(folder)): (folder/name).unlink(missing_ok=True)
+        for name in filter(_is_abandoned, os.listdir(folder)):
+            (folder/name).unlink(missing_ok=True)
 
 @contextmanager
 def _part(path):
-    "A temporary file next to `path`, which is gone afterwards; those that are abandoned go, too."
+    "A temporary file next to `path`, gone afterwards; those that are abandoned go, too."
     part = path.with_name(f'.{_HOST}.{os.getpid()}.{next(_COUNT)}.part')
     _WRITING.add(part.name)
     try:
@@ -654,7 +721,8 @@ def _part(path):
         _clear(path.parent)
         yield part
     except (OSError, ValueError) as e:
-        raise ValueError(f"path must lie in a folder that can be written, got {str(path)!r} ({e}); choose another") from e
+        raise ValueError("path must lie in a folder that can be written, "
+                         f"got {str(path)!r} ({e}); choose another") from e
     finally:
         with suppress(OSError, ValueError): part.unlink(missing_ok=True)
         _WRITING.discard(part.name)
@@ -663,7 +731,8 @@ def _part(path):
 def _path(path):
     "As a path, `~` replaced."
     try: return user_path(path)
-    except TypeError as e: raise ValueError(f"path must be a path, got {path!r}; write it as text") from e
+    except TypeError as e:
+        raise ValueError(f"path must be a path, got {path!r}; write it as text") from e
 
 def _file(path):
     "The same, unless it names a folder."
@@ -684,65 +753,79 @@ def write_atomically(
     with _part(path) as part:
         with open(part, 'wb') as f:
             f.write(data)
-            f.flush(); os.fsync(f.fileno())
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(part, path)
 
 def check_writable(
     path,     # of a file to be written later
 )->Path:      # `~` replaced
-    "Write something next to `path` and take it away again, or say in a `ValueError` that it can't be done."
+    "Write next to `path` and take it away again; a `ValueError` if that can't be done."
     path = _file(path)
     with _part(path) as part:
         part.touch()
-        with suppress(FileNotFoundError): os.stat(path)   # the name itself may be one that can't be
+        with suppress(FileNotFoundError): os.stat(path)   # there are names that can't be
     return path
 
 # %% ../nbs/09_train.ipynb #de0fc1dc
-_WRAPPERS = 'module', '_orig_mod'   # what torch.nn.parallel and torch.compile call what they have wrapped
+_WRAPPERS = 'module', '_orig_mod'   # names that torch gives to what it has wrapped
 
 def _names(model):
     "The names in a state dict without those of wrappers → the names with them."
     wrapped = set()
     for name, m in model.named_modules(remove_duplicate=False):
-        parts = [f'{name}.{part}'.lstrip('.') for part in _WRAPPERS]
-        wrapped |= {part for part in parts if unwrapped(m) is not m}
+        if unwrapped(m) is not m: wrapped |= {f'{name}.{w}'.lstrip('.') for w in _WRAPPERS}
     def bare(key):
         words = key.split('.')
-        return '.'.join(w for i, w in enumerate(words, 1) if '.'.join(words[:i]) not in wrapped)
+        paths = itertools.accumulate(words, '{}.{}'.format)
+        return '.'.join(word for word, path in zip(words, paths) if path not in wrapped)
     return {bare(key): key for key in model.state_dict()}
 
 def checkpoint_bytes(
     model:nn.Module,
-    dtype=None,       # of floating numbers, where none of them is too large for it; None: as they are
-    **metadata,       # kept as strings, next to model (its class), architecture (its print), pixel_statistics and sha256
+    dtype=None,       # of floating numbers, unless one is too large for it
+    **metadata,       # kept as strings, next to what the checkpoint says itself
 )->bytes:             # a safetensors file
     "The model's weights as a file's content."
     _check_kinds(model=(model, nn.Module))
     if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"dtype must be None or a floating one such as torch.float16, got {dtype!r}")
-    net, found = unwrapped(model), model.state_dict()
-    state = {name: _saved(name, found[key], dtype) for name, key in _names(model).items()}
-    about = dict(model=type(net).__qualname__, architecture=repr(net))
-    pixels = getattr(net, 'pixel_statistics', None)
-    if pixels is not None: about['pixel_statistics'] = json.dumps(known_statistics(net))
-    about['sha256'] = _fingerprint(state, about)
+        raise ValueError("dtype must be None or a floating one such as torch.float16, "
+                         f"got {dtype!r}")
+    state = model.state_dict()
+    state = {name: _saved(name, state[key], dtype) for name, key in _names(model).items()}
+    about = _description(model, state)
     if taken := sorted({*about, 'pixel_statistics'} & {*metadata}):
-        raise ValueError(f"metadata must leave the names that a checkpoint uses itself, got {', '.join(taken)}; choose others")
+        raise ValueError("metadata must leave the names that a checkpoint uses itself, "
+                         f"got {', '.join(taken)}; choose others")
     return save(state, {k: str(v) for k, v in (about | metadata).items()})
 
+def _description(model, state):
+    "What a checkpoint says about itself."
+    net = unwrapped(model)
+    about = dict(model=type(net).__qualname__, architecture=repr(net))
+    if getattr(net, 'pixel_statistics', None) is not None:
+        about['pixel_statistics'] = json.dumps(known_statistics(net))
+    return about | dict(sha256=_fingerprint(state, about))
+
 def _saved(name, v, dtype):
-    "A tensor as it is written: on its own, in another precision unless that would make infinities."
+    "A tensor as it is written: on its own, in `dtype` unless that would make infinities."
     if not isinstance(v, Tensor) or v.is_meta:
-        raise ValueError(f"a checkpoint holds tensors with values, got {name} = {v!r}; keep it out of the state dict")
+        raise ValueError(f"a checkpoint holds tensors with values, got {name} = {v!r}; "
+                         "keep it out of the state dict")
     v = v.detach().cpu()
-    if dtype is not None and v.is_floating_point() and v.to(dtype).isfinite().all(): v = v.to(dtype)
+    if dtype is not None and v.is_floating_point():
+        narrow = v.to(dtype)
+        v = narrow if narrow.isfinite().all() else v
     return v.contiguous().clone()   # shared tensors are written twice
 
+@on_cpu
 def _fingerprint(state, about):
     "Of the tensors in the order of their names, and of the statistics of the pixels."
-    pixels = about.get('pixel_statistics')
-    text = [] if pixels is None else [torch.tensor([*pixels.encode()], dtype=torch.uint8, device='cpu')]
-    return content_hash(*(state[k] for k in sorted(state)), *text)
+    tensors = [state[k] for k in sorted(state)]
+    if 'pixel_statistics' in about:
+        text = about['pixel_statistics'].encode()
+        tensors.append(torch.tensor([*text], dtype=torch.uint8))
+    return content_hash(*tensors)
 
 def save_checkpoint(
     path,             # ends in .safetensors, by custom
@@ -755,30 +838,39 @@ def save_checkpoint(
 def _read_checkpoint(path):
     "Weights and metadata in a file, once it has been found whole."
     path = _path(path)
+    def refuse(wanted, got, cause=None):
+        raise ValueError(f"checkpoint must {wanted}, got {str(path)!r}{got}") from cause
     if not os.path.isfile(path):
-        raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which is none; correct the path or train first")
+        refuse('be a file', ', which is none; correct the path or train first')
     try:
-        with safe_open(path, 'pt') as f: state, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        with safe_open(path, 'pt') as f:
+            state, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"checkpoint must be a whole safetensors file, got {str(path)!r} ({e}); write it anew") from e
+        refuse('be a whole safetensors file', f' ({e}); write it anew', e)
     if about.get('sha256', found := _fingerprint(state, about)) != found:
-        raise ValueError(f"checkpoint must hold what was written, got {str(path)!r} with other numbers; write it anew")
+        refuse('hold what was written', ' with other numbers; write it anew')
     return state, about
 
 def _pixels_of(about):
     "The statistics of the pixels that a file's metadata name, or None."
-    if 'pixel_statistics' in about: return tuple(_python(json.loads(about['pixel_statistics'])))
-    with suppress(ValueError, SyntaxError, KeyError, TypeError):   # of `fit`, when they had no place of their own
-        config = ast.literal_eval(about['config'])
-        if _are_numbers(config['mean']) and _are_numbers(config['std'], above=0): return config['mean'], config['std']
+    if 'pixel_statistics' in about:
+        return tuple(_python(json.loads(about['pixel_statistics'])))
+    with suppress(ValueError, SyntaxError, KeyError, TypeError):
+        config = ast.literal_eval(about['config'])   # where `fit` used to put them
+        mean, std = config['mean'], config['std']
+        if _are_numbers(mean) and _are_numbers(std, above=0): return mean, std
 
 # %% ../nbs/09_train.ipynb #9372b980
 def _differences(saved, own):
     "How two state dicts differ in names and shapes, in words."
-    found = {'missing': [k for k in own if k not in saved], 'unexpected': [k for k in saved if k not in own],
-             'of another shape': [f"{k} {tuple(saved[k].shape)} for {tuple(own[k].shape)}" for k in own
-                                  if k in saved and saved[k].shape != own[k].shape]}
-    return '; '.join(f"{what}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" for what, names in found.items() if names)
+    def shapes(k): return f"{k} {tuple(saved[k].shape)} for {tuple(own[k].shape)}"
+    both = [k for k in own if k in saved]
+    found = {
+        'missing': [k for k in own if k not in saved],
+        'unexpected': [k for k in saved if k not in own],
+        'of another shape': [shapes(k) for k in both if saved[k].shape != own[k].shape]}
+    def some(names): return ', '.join(names[:5]) + (', …' if len(names) > 5 else '')
+    return '; '.join(f"{what}: {some(names)}" for what, names in found.items() if names)
 
 def _without_wrappers(saved, own):
     "A file's tensors by the network's own names, whatever wrappers' names stand between."
@@ -795,13 +887,15 @@ def load_checkpoint(
     "Read weights into a model of the same architecture."
     _check_kinds(model=(model, nn.Module))
     (saved, about), names, own = _read_checkpoint(path), _names(model), model.state_dict()
-    state = _without_wrappers(saved, names)
+    state, net = _without_wrappers(saved, names), unwrapped(model)
     wrong = _differences(state, {name: own[key] for name, key in names.items()})
     if wrong:
-        raise ValueError(f"checkpoint must fit the model, {type(unwrapped(model)).__qualname__}, got {str(path)!r} of "
-                         f"{about.get('model', 'an unknown class')}: {wrong}; make the model as it was made then")
+        raise ValueError(
+            f"checkpoint must fit the model, {type(net).__qualname__}, got {str(path)!r} "
+            f"of {about.get('model', 'an unknown class')}: {wrong}; "
+            "make the model as it was made then")
     model.load_state_dict({names[k]: v for k, v in state.items()})
-    unwrapped(model).pixel_statistics = _pixels_of(about)
+    net.pixel_statistics = _pixels_of(about)
     return about
 
 # %% ../nbs/09_train.ipynb #a2ec369a
@@ -827,31 +921,40 @@ def _check_weights(model):
     "Refuse a network that can't learn."
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not learning:
-        raise ValueError(f"model must have a weight to be trained, got {type(unwrapped(model)).__name__} without any; "
+        raise ValueError("model must have a weight to be trained, got "
+                         f"{type(unwrapped(model)).__name__} without any; "
                          "requires_grad_(True) thaws frozen ones")
     for name, p in learning:
         if p.is_inference():
-            raise ValueError(f"weights to be trained must be made outside torch.inference_mode, got {name}; make the network anew")
+            raise ValueError("weights to be trained must be made outside "
+                             f"torch.inference_mode, got {name}; make the network anew")
         if p.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"weights to be trained must be float32 or float64, got {name} of {p.dtype}; "
-                             "model.float() makes them so, and Speed('bfloat16') takes products in half precision")
+            raise ValueError(
+                "weights to be trained must be float32 or float64, "
+                f"got {name} of {p.dtype}; model.float() makes them so, "
+                "and Speed('bfloat16') takes products in half precision")
 
 def _undistributed(model):
-    "The network that this process trains: `fit` adds up gradients by itself, and a wrapper that did, too, would spoil them."
-    def shares(m): return any(isinstance(part, DistributedDataParallel) for part in m.modules())
-    net = unwrapped(model) if shares(model) else model
-    if shares(net):
-        raise ValueError(f"model must be wrapped as a whole, got {type(net).__name__} with parts in "
-                         "DistributedDataParallel; unwrap them, `fit` does their work")
+    "The network without a wrapper that would add up gradients, which `fit` does itself."
+    def adds_up(net):
+        return any(isinstance(m, DistributedDataParallel) for m in net.modules())
+
+    net = unwrapped(model) if adds_up(model) else model
+    if adds_up(net):
+        raise ValueError(
+            f"model must be wrapped as a whole, got {type(net).__name__} with parts in "
+            "DistributedDataParallel; unwrap them, `fit` does their work")
     return net
 
 def _check_fit(model, train, valid, config, device):
-    "Refuse what would go wrong later; returns the configuration with the statistics of the pixels."
+    "Refuse what would go wrong later; returns the configuration, with mean and std."
     if valid is None and config.patience is not None:
-        raise ValueError(f"patience must be None where nothing is validated, got {config.patience!r}; pass `valid` to `fit`")
-    sets = {name: data for name, data in (('train', train), ('valid', valid)) if data is not None}
+        raise ValueError("patience must be None where nothing is validated, "
+                         f"got {config.patience!r}; pass `valid` to `fit`")
+    sets = dict(train=train) if valid is None else dict(train=train, valid=valid)
     for name, data in sets.items(): _check_data(name, data)
-    mean, std = known_statistics(model, config.mean, config.std, otherwise=lambda: _measured(train[0]))
+    def measured(): return _measured(train[0])
+    mean, std = known_statistics(model, config.mean, config.std, otherwise=measured)
     config = replace(config, mean=mean, std=std)
     for name, (x, y) in sets.items():
         _check_range(name, x, model, mean, std)
@@ -872,9 +975,11 @@ def _check_measure(model, x, config):
     "Measure the equivariance of one image, and look at the answer."
     _check_layer('equivariance_layer', config.equivariance_layer, model)
     if _logged_equivariance(model, x[:1], config) == math.inf:
-        raise ValueError("equivariance_layer must put out images, group features or vectors of one size, whichever way "
-                         f"the image is turned, got {config.equivariance_layer!r}, which doesn't, for images "
-                         f"{tuple(x.shape[2:])}; name another")
+        raise ValueError(
+            "equivariance_layer must put out images, group features or vectors of one size"
+            ", whichever way the image is turned, "
+            f"got {config.equivariance_layer!r}, which doesn't, for images "
+            f"{tuple(x.shape[2:])}; name another")
 
 # %% ../nbs/09_train.ipynb #9c59c45b
 def _validate(model, valid, config, generator):
@@ -885,7 +990,8 @@ def _validate(model, valid, config, generator):
     share = slice(rank, None, world)
     right = torch.zeros((), device=x.device)
     if len(y[share]):
-        logits = predict(model, x[share], degrees=None if degrees is None else degrees[share], mean=config.mean, std=config.std)
+        if degrees is not None: degrees = degrees[share]
+        logits = predict(model, x[share], degrees=degrees, mean=config.mean, std=config.std)
         right = (logits.argmax(dim=1) == y[share]).sum().float()
     if world > 1: dist.all_reduce(right)
     return right.item()/len(y)
@@ -924,10 +1030,11 @@ def _run(model, forward, train, valid, config, best, steps, on_epoch):
 def _bar(n, config, progress):
     "A progress bar over all steps; it ends full even if the run ends early."
     steps = config.epochs*len(_batches(torch.arange(n, device='cpu'), config.batch_size))
-    options, hidden = progress if isinstance(progress, dict) else {}, progress is False or _place()[0] > 0
-    try: bar = tqdm(total=steps, disable=hidden, **options)
+    options = progress if isinstance(progress, dict) else {}
+    try: bar = tqdm(total=steps, disable=progress is False or _place()[0] > 0, **options)
     except (TypeError, KeyError) as e:
-        raise ValueError(f"progress must be True, False or a dict of tqdm's options, got {progress!r} ({e})") from e
+        raise ValueError("progress must be True, False or a dict of tqdm's options, "
+                         f"got {progress!r} ({e})") from e
     with bar:
         yield bar
         bar.total = bar.n
@@ -936,25 +1043,30 @@ def _bar(n, config, progress):
 def _check_calls(progress, **calls):
     "Refuse what a run couldn't tell its progress to."
     if not isinstance(progress, (bool, dict)):
-        raise ValueError(f"progress must be True, False or a dict of tqdm's options, got {progress!r}")
+        raise ValueError("progress must be True, False or a dict of tqdm's options, "
+                         f"got {progress!r}")
     for name, f in calls.items():
-        if f is not None and not callable(f): raise ValueError(f"{name} must be None or a function, got {f!r}")
+        if f is not None and not callable(f):
+            raise ValueError(f"{name} must be None or a function, got {f!r}")
 
 # %% ../nbs/09_train.ipynb #396acfb7
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit(
     model:nn.Module,         # maps images (B, C, H, W) to logits (B, K); trained in place
-    train:tuple,             # images (N, C, H, W), uint8 or in [0, 1], and int64 labels (N,)
+    train:tuple,             # images (N, C, H, W), uint8 or in [0, 1]; int64 labels (N,)
     valid:tuple=None,        # likewise; decides which weights are best
     config:TrainConfig=TrainConfig(),
-    *, device=None, speed:Speed=Speed(),   # None: the model's, 'auto': the best there is; validation is always plain
+    *, device=None,          # None: the model's, 'auto': the best there is
+    speed:Speed=Speed(),     # of the training; validation is always plain
     progress=True,           # show a bar; a dict goes on to tqdm
     checkpoint=None,         # where to write the best weights, at each improvement
-    on_epoch=None, on_step=None,   # called with each epoch's record; with steps done and in all, every 20 and at an epoch's end
-)->list:                     # a dict for each epoch: epoch, loss, accuracy, lr, valid_accuracy, equivariance if wanted, seconds
-    "Train, and leave the best weights in `model`; if processes were joined by `distributed`, all of them together."
-    _check_kinds(model=(model, nn.Module), config=(config, TrainConfig), speed=(speed, Speed))
+    on_epoch=None,           # called with each epoch's record
+    on_step=None,            # called every 20 steps, with the steps done and in all
+)->list: # of dicts: epoch, loss, accuracy, lr, valid_accuracy, seconds, maybe equivariance
+    "Train, all joined processes together, and leave the best weights in `model`."
+    _check_kinds(model=(model, nn.Module), config=(config, TrainConfig))
+    _check_kinds(speed=(speed, Speed))
     _check_calls(progress, on_epoch=on_epoch, on_step=on_step)
     device, rank, model = pick_device(device, model), _place()[0], _undistributed(model)
     path = None if checkpoint is None else check_writable(checkpoint)
@@ -962,8 +1074,11 @@ def fit(
     unwrapped(model.to(device)).pixel_statistics = config.mean, config.std
     train, valid = (_ready(data, model, device) for data in (train, valid))
     best = _Best(model, config, path if rank == 0 else None)
-    with (same_mode(model), _seeded(config.seed + (rank << 32), device), _bar(len(train[0]), config, progress) as bar,
-          _tapped(model, config.equivariance_layer, config.penalty > 0) as net, _computing(net, speed, device) as forward):
-        history = list(_run(model, forward, train, valid, config, best, _Steps(bar.total, bar, on_step), on_epoch))
+    layer, wanted = config.equivariance_layer, config.penalty > 0
+    with (same_mode(model), _seeded(config.seed + (rank << 32), device),
+          _bar(len(train[0]), config, progress) as bar,
+          _tapped(model, layer, wanted) as net, _computing(net, speed, device) as forward):
+        steps = _Steps(bar.total, bar, on_step)
+        history = list(_run(model, forward, train, valid, config, best, steps, on_epoch))
     best.restore()
     return history

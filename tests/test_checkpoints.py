@@ -1,4 +1,4 @@
-"Checkpoints of wrapped networks, of old, foreign and damaged files, under whatever names; and what a killed program leaves."
+"Checkpoints: of wrapped networks, foreign, damaged; and what a killed program leaves."
 import itertools
 import os
 import signal
@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import gcnn_stn.train as trainer
-from gcnn_stn.train import (TrainConfig, check_writable, checkpoint_bytes, fit, load_checkpoint, predict,
-                            save_checkpoint, write_atomically)
+from gcnn_stn.train import (TrainConfig, check_writable, checkpoint_bytes, fit,
+                            load_checkpoint, predict, save_checkpoint, write_atomically)
 
 
 class Net(nn.Module):
@@ -33,6 +33,7 @@ class Net(nn.Module):
 
 
 def compiled(net): return torch.compile(net, backend='eager')
+def both(net): return compiled(nn.DataParallel(net))
 
 
 WRAPPED = {
@@ -40,27 +41,28 @@ WRAPPED = {
     'compiled': lambda seed: compiled(Net(seed=seed)),
     'parallel': lambda seed: nn.DataParallel(Net(seed=seed)),
     'distributed': lambda seed: DistributedDataParallel(Net(seed=seed)),
-    'compiled and distributed': lambda seed: compiled(DistributedDataParallel(Net(seed=seed))),
-    'distributed and compiled': lambda seed: DistributedDataParallel(compiled(Net(seed=seed))),
+    'distributed, compiled': lambda seed: compiled(DistributedDataParallel(Net(seed=seed))),
+    'compiled, distributed': lambda seed: DistributedDataParallel(compiled(Net(seed=seed))),
     'parts compiled': lambda seed: Net(compiled, seed),
     'parts parallel': lambda seed: Net(nn.DataParallel, seed),
-    'all of it': lambda seed: compiled(nn.DataParallel(Net(lambda part: compiled(nn.DataParallel(part)), seed))),
+    'all of it': lambda seed: both(Net(both, seed)),
 }
 NAMES = [*Net().state_dict()]
-X = torch.randint(256, (5, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+X = (torch.arange(80)*7 % 256).to(torch.uint8).view(5, 1, 4, 4)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def one_process(tmp_path_factory):
     "DistributedDataParallel wants a group of processes, if only of one."
-    dist.init_process_group('gloo', init_method=f"file://{tmp_path_factory.mktemp('group')/'file'}", rank=0, world_size=1)
+    place = tmp_path_factory.mktemp('group')/'file'
+    dist.init_process_group('gloo', init_method=f'file://{place}', rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize('source, target', [*itertools.product(WRAPPED, WRAPPED)])
 def test_wrapped(source, target, tmp_path):
-    "Written under the network's own names, and read into any wrapper; also with the wrappers' names, as others write them."
+    "Written under the network's own names, read into any wrapper; and from wrappers' names."
     path, net, wanted = tmp_path/'net', WRAPPED[source](seed=0), predict(Net(seed=0), X)
     save_checkpoint(path, net)
     with safe_open(path, 'pt') as f: assert sorted(f.keys()) == sorted(NAMES)
@@ -75,21 +77,25 @@ def test_wrapped(source, target, tmp_path):
 def test_wrapped_otherwise(tmp_path):
     "What isn't the same network is refused, whatever the names."
     path, averaged = tmp_path/'net', AveragedModel(Net())
-    path.write_bytes(save(averaged.state_dict()))
-    with pytest.raises(ValueError, match='unexpected: n_averaged'): load_checkpoint(path, Net())
-    path.write_bytes(save({f'module.{k}': v for k, v in Net().state_dict().items() if 'bias' not in k}))
-    with pytest.raises(ValueError, match='missing: blocks.0.bias'): load_checkpoint(path, Net())
-    twice = {**Net().state_dict(), **{f'_orig_mod.{k}': v for k, v in Net().state_dict().items()}}
-    path.write_bytes(save({k: v.clone() for k, v in twice.items()}))
-    with pytest.raises(ValueError, match='unexpected: _orig_mod.blocks.0'): load_checkpoint(path, Net())
+    own = Net().state_dict()
+    for said, state in {
+        'unexpected: n_averaged': averaged.state_dict(),
+        'missing: blocks.0.bias': {f'module.{k}': own[k] for k in own if 'bias' not in k},
+        'unexpected: _orig_mod.blocks.0': own | {f'_orig_mod.{k}': +own[k] for k in own},
+    }.items():
+        path.write_bytes(save(state))
+        with pytest.raises(ValueError, match=said): load_checkpoint(path, Net())
+
+
+def trained_with(**kwargs): return dict(config=str(kwargs))   # as `fit` describes it
 
 
 METADATA = {   # of a file → what the network carries afterwards
     'none': ({}, None),
-    "fit's, before statistics had a place": (dict(config=str(dict(epochs=3, mean=(.1, .2), std=.3))), ((.1, .2), .3)),
-    'a configuration without': (dict(config=str(dict(epochs=3, mean=None, std=None))), None),
-    "somebody else's configuration": (dict(config='resnet, small'), None),
-    'nonsense': (dict(config=str(dict(mean='a', std=0))), None),
+    "fit's, formerly": (trained_with(epochs=3, mean=(.1, .2), std=.3), ((.1, .2), .3)),
+    'a configuration without': (trained_with(epochs=3, mean=None, std=None), None),
+    "somebody else's": (dict(config='resnet, small'), None),
+    'nonsense': (trained_with(mean='a', std=0), None),
     'its own': (dict(pixel_statistics='[0.5, [0.1, 0.2]]'), (.5, (.1, .2))),
 }
 
@@ -104,13 +110,22 @@ def test_metadata(kind, tmp_path):
     assert net.pixel_statistics == wanted
 
 
-FILES = ['net', 'net.s0', 'net.s0.safetensors', '.net', 'a b', 'ü', "it's", 'new/folder/net', 'n'*255]
-REFUSED = {'': "got ''", 'folder': 'add a name', 'new/': 'add a name', '.': 'add a name', '..': 'add a name',
-           'file/below': 'folder that can be written', 'n'*256: 'folder that can be written', 'a\0b': 'folder that can be written'}
+FILES = ['net', 'net.s0', 'net.s0.safetensors', '.net', 'a b', 'ü', "it's", 'new/folder/net',
+         'n'*255]
+REFUSED = {'': "got ''"}
+REFUSED |= dict.fromkeys(['folder', 'new/', '.', '..'], 'add a name')
+REFUSED |= dict.fromkeys(['file/below', 'n'*256, 'a\0b'], 'folder that can be written')
+
+
+def train(path):
+    config = TrainConfig(epochs=1)
+    fit(Net(), (X, torch.arange(5) % 3), config=config, progress=False, checkpoint=path)
+
+
 WRITERS = {
     'bytes': lambda path: write_atomically(path, b'x'),
     'checkpoint': lambda path: save_checkpoint(path, Net()),
-    'training': lambda path: fit(Net(), (X, torch.arange(5) % 3), config=TrainConfig(epochs=1), progress=False, checkpoint=path),
+    'training': train,
     'trial': check_writable,
 }
 
@@ -149,13 +164,14 @@ def test_files_refused(at_home, write, name):
 @pytest.mark.parametrize('write', WRITERS)
 def test_no_path(write):
     for bad in 3, 1.5, b'net', ['net']:
-        with pytest.raises(ValueError, match='path must be a path, got'): WRITERS[write](bad)
+        with pytest.raises(ValueError, match='path must be a path'): WRITERS[write](bad)
 
 
 def killed(path):
     "A process that was killed while it wrote, and the name of what it left."
     code = ("import os, signal, sys; from gcnn_stn.train import write_atomically; "
-            "os.fsync = lambda f: os.kill(os.getpid(), signal.SIGKILL); write_atomically(sys.argv[1], b'half')")
+            "os.fsync = lambda f: os.kill(os.getpid(), signal.SIGKILL); "
+            "write_atomically(sys.argv[1], b'half')")
     before = {*os.listdir(path.parent)}
     assert subprocess.run([sys.executable, '-c', code, path]).returncode == -signal.SIGKILL
     name, = {*os.listdir(path.parent)} - before
@@ -163,12 +179,14 @@ def killed(path):
 
 
 def test_abandoned(tmp_path):
-    "The next writer takes it away, for whatever file; what others may still be writing stays."
+    "The next writer takes it away, for whatever file; what others may be writing stays."
     left = killed(tmp_path/'a')
     host, pid, number, part = left[1:].split('.')
     assert part == 'part' and host == trainer._HOST
-    stays = {f'.elsewhere.{pid}.0.part', f'.{host}.{os.getppid()}.0.part', f'.{host}.1.0.part', f'.{host}.x.0.part', 'a.part', f'{host}.{pid}.0.part'}
-    goes = {left, f'.{host}.{pid}.7.part', f'.{host}.{os.getpid()}.123456.part'}   # the last: of a process that had our number
+    stays = {f'.elsewhere.{pid}.0.part', f'{host}.{pid}.0.part', f'.{host}.x.0.part',
+             'a.part', f'.{host}.{os.getppid()}.0.part', f'.{host}.1.0.part'}   # of the living
+    formerly = f'.{host}.{os.getpid()}.123456.part'   # of a process that had our number
+    goes = {left, f'.{host}.{pid}.7.part', formerly}
     for write in WRITERS.values():
         for name in stays | goes: (tmp_path/name).touch()
         write(tmp_path/'b')
@@ -189,7 +207,7 @@ def test_interrupted(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('place', range(0, 1200, 37))
 def test_damaged(place, tmp_path):
-    "A bit that has flipped, anywhere: refused, and the network is left as it was; or it was in a text that counts for nothing."
+    "A flipped bit, anywhere: refused, and the network is as it was; or it was in a note."
     content = bytearray(checkpoint_bytes(Net(), note='n'*300))
     net, path = Net(seed=1), tmp_path/'net'
     net.pixel_statistics = .1, .9
