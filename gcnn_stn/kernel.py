@@ -8,7 +8,8 @@ __all__ = ['BASES', 'pixel_basis', 'interpolated_basis', 'rings', 'harmonics', '
 
 # %% ../nbs/03_kernel.ipynb #558cae23
 import math
-from numbers import Integral
+from numbers import Integral, Real
+import numpy as np
 import torch
 from torch import Tensor
 from .group import FiniteGroup, on_cpu, transform_image
@@ -16,20 +17,64 @@ from .group import FiniteGroup, on_cpu, transform_image
 # %% ../nbs/03_kernel.ipynb #e2b9e8e5
 def pixel_basis(
     group:FiniteGroup, # every element must map the pixel grid to itself
-    kernel_size:int,   # k
+    kernel_size:int,   # k, odd
 )->Tensor:             # (G, k², k²), permutations
     "One weight per pixel, exactly permuted."
+    _check_group(group)
     if not all(group.lattice):
         raise ValueError(f"basis 'pixel' needs a group that maps the grid to itself (C1, C2, C4, D1, D2, D4), "
                          f"got {group}; use 'harmonic'")
     return interpolated_basis(group, kernel_size)
 
+# %% ../nbs/03_kernel.ipynb #3226f4e0
+#| code-fold: true
+#| code-summary: "Wrong arguments get an answer: the value, the rule, the way out"
+def _check(ok, message):
+    if not ok: raise ValueError(message)
+
+def _check_whole(least=1, hint='', **values):
+    "Whole numbers of at least `least`, or a ValueError that says which one isn't."
+    for name, value in values.items():
+        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+        _check(ok, f"{name} must be one whole number of at least {least}, got {value!r}{hint}")
+
+def _check_number(low, high=math.inf, **values):
+    "Numbers from `low` to `high`."
+    limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    for name, value in values.items():
+        ok = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+        _check(ok and value < math.inf, f"{name} must be a number, {limits}, got {value!r}")
+
+def _check_flag(**values):
+    "True or False, or 1 or 0."
+    for name, value in values.items():
+        ok = isinstance(value, (Integral, np.bool_)) and value in (0, 1)
+        _check(ok, f"{name} must be True or False, got {value!r}")
+
+def _check_group(group, hint=''):
+    _check(isinstance(group, FiniteGroup), f"group must be a group such as CyclicGroup(8), got {group!r}{hint}")
+
+def _check_tensor(**values):
+    for name, value in values.items():
+        _check(isinstance(value, Tensor), f"{name} must be a tensor, got {type(value).__name__}; "
+               "torch.as_tensor makes one of an array")
+
+def _check_size(kernel_size):
+    whole = isinstance(kernel_size, Integral) and not isinstance(kernel_size, bool)
+    _check(whole and kernel_size > 0 and kernel_size % 2, f"kernel_size must be odd, one whole number "
+           f"with a central pixel to turn about, got {kernel_size!r}; use 3, 5, 7, …")
+
 # %% ../nbs/03_kernel.ipynb #5cb35ee9
 def interpolated_basis(
-    group:FiniteGroup, kernel_size:int,
+    group:FiniteGroup,
+    kernel_size:int,     # k, odd
     mode:str='bilinear', # or 'bicubic', 'nearest'
 )->Tensor:               # (G, k², k²)
     "One weight per pixel, moved by interpolation with zeros outside."
+    _check_group(group)
+    _check_size(kernel_size)
+    modes = ['bilinear', 'bicubic', 'nearest']
+    _check(mode in modes, f"mode must be one of {', '.join(modes)}, got {mode!r}")
     unit = torch.eye(kernel_size**2, dtype=torch.float64).unflatten(1, (1, kernel_size, kernel_size))
     return torch.stack([transform_image(unit, group.matrix(g), mode).flatten(1) for g in group.elements()])
 
@@ -38,10 +83,12 @@ def rings(
     kernel_size:int, # k, odd
 )->list:             # (radius ϱ in pixels, width σ, band limit M) of each ring
     "Smooth rings that a k × k grid can hold, and the fastest wave on each."
+    _check_size(kernel_size)
     last = kernel_size//2
-    inner = [(0, .5, 0), (1, .6, 2), (2, .65, 3)] + [(r - .1, .62 if r == last - 1 else .65, 5) for r in range(3, last)]
-    edge = {0: (0, .5, 0), 1: (1, .37, 2), 2: (2, .42, 2), 3: (2.9, .45, 3)}.get(last, (last - .1, .44, 3))
-    return [*inner[:last], edge]
+    inner = [(0, .5, 0), (1, .6, 2), (2, .65, 3)]
+    inner += [(r - .1, .62 if r == last - 1 else .65, 5) for r in range(3, last)]
+    edges = {0: (0, .5, 0), 1: (1, .37, 2), 2: (2, .42, 2), 3: (2.9, .45, 3)}
+    return [*inner[:last], edges.get(last, (last - .1, .44, 3))]
 
 # %% ../nbs/03_kernel.ipynb #1a71824b
 def harmonics(
@@ -49,20 +96,30 @@ def harmonics(
     rings:list,         # radius, width and band limit of each ring
 )->Tensor:              # (P, …)
     "Circular harmonics on smooth rings: e^{-(r-ϱ)²/2σ²} times 1, cos mφ and sin mφ."
+    _check_tensor(x=x, y=y)
+    _check(x.shape == y.shape, f"x and y must belong to the same points, got {tuple(x.shape)} and {tuple(y.shape)}")
+    ok = isinstance(rings, (list, tuple)) and rings and all(isinstance(r, (list, tuple)) and len(r) == 3 for r in rings)
+    _check(ok, f"rings must be a list of (radius, width, band limit), as rings(5) gives it, got {rings!r}")
     r, phi = torch.hypot(x, y), torch.atan2(y, x)
     out = []
     for radius, sigma, limit in rings:
         ring = torch.exp(-(r - radius)**2/(2*sigma**2))
         wave = torch.where(r > 1e-9, ring, 0)                          # the centre has no direction
-        out += [ring] + [wave*f(m*phi) for m in range(1, limit + 1) for f in (torch.cos, torch.sin)]
+        out.append(ring)
+        for m in range(1, limit + 1):
+            out += [wave*torch.cos(m*phi), wave*torch.sin(m*phi)]
     return torch.stack(out)
 
 # %% ../nbs/03_kernel.ipynb #491f610d
 def harmonic_basis(
-    group:FiniteGroup, kernel_size:int,
-    extra:int=0, # so many more waves on each ring from radius 2 on
-)->Tensor:       # (G, P, k²), each function of norm 1 on average over G
+    group:FiniteGroup,
+    kernel_size:int, # k, odd
+    extra:int=0,     # so many more waves on each ring from radius 2 on
+)->Tensor:           # (G, P, k²), each function of norm 1 on average over G
     "Coefficients of band-limited circular harmonics, evaluated on the grid turned back."
+    _check_group(group)
+    _check_size(kernel_size)
+    _check_whole(0, extra=extra)
     p = torch.arange(kernel_size, dtype=torch.float64) - kernel_size//2
     grid = torch.stack(torch.meshgrid(p, -p, indexing='xy'), -1).flatten(0, 1)       # (k², 2), x and y
     which = [(r, sigma, M + extra*(r > 1)) for r, sigma, M in rings(kernel_size)]
@@ -81,11 +138,10 @@ def basis_operator(
     basis:str|None=None, # 'pixel', 'harmonic', 'wide', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
 )->Tensor:               # R (G, P, k²), float64: weights (…, P) @ R[g] are the copies of a kernel
     "The linear map from the P weights of a kernel to its transformed copies."
+    _check_group(group)
+    _check_size(kernel_size)
     if basis is None: basis = 'pixel' if all(group.lattice) else 'harmonic'
-    if basis not in BASES:
-        raise ValueError(f"basis must be one of {', '.join(BASES)} or None, got {basis!r}")
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, one whole number with a central pixel to turn about, got {kernel_size!r}; use 3, 5, 7, …")
+    _check(basis in list(BASES), f"basis must be one of {', '.join(BASES)} or None, got {basis!r}")
     return _shuffle_lattice(group, BASES[basis](group, kernel_size), kernel_size)
 
 # %% ../nbs/03_kernel.ipynb #8f0a06e6
@@ -104,13 +160,28 @@ def lifting_filters(
     R:Tensor,      # (G, P, k²)
 )->Tensor:         # (C_out·G, C_in, k, k)
     "Every kernel in every pose: $L_g k$."
+    _check_weight(weight, R, 3)
     (C_out, C_in, _), k = weight.shape, math.isqrt(R.shape[-1])
     bank = weight.flatten(0, 1) @ R.movedim(0, 1).flatten(1)              # (C_out·C_in, G·k²), in one product
     return bank.view(C_out, C_in, -1, k, k).transpose(1, 2).flatten(0, 1)
 
+def _check_operator(R):
+    _check_tensor(R=R)
+    if R.ndim != 3 or math.isqrt(R.shape[-1])**2 != R.shape[-1]:
+        raise ValueError(f"R must be an operator (G, P, k²), got {tuple(R.shape)}; make it with basis_operator")
+
+def _check_weight(weight, R, axes):
+    "Weights with so many axes, the last of them that of R's functions?"
+    _check_tensor(weight=weight)
+    _check_operator(R)
+    if weight.ndim != axes or weight.shape[-1] != R.shape[1]:
+        names = '(C_out, C_in, G, P)' if axes == 4 else '(C_out, C_in, P)'
+        raise ValueError(f"weight must be {names} with P = {R.shape[1]}, got {tuple(weight.shape)}")
+
 # %% ../nbs/03_kernel.ipynb #afe21973
 def relative_pose(group:FiniteGroup)->Tensor: # (G, G): row g, column h holds g⁻¹h
     "Look-up table of relative poses."
+    _check_group(group)
     return group.table[group.inverses]
 
 # %% ../nbs/03_kernel.ipynb #097b2de2
@@ -120,7 +191,12 @@ def group_filters(
     relative:Tensor, # (G, G), g⁻¹h
 )->Tensor:           # (C_out·G, C_in·G, k, k)
     "Every kernel in every pose: turned in space, shuffled along the group."
+    _check_weight(weight, R, 4)
     k, (C_in, G) = math.isqrt(R.shape[-1]), weight.shape[1:3]
+    _check_tensor(relative=relative)
+    if relative.shape != (G, G) or len(R) != G:
+        raise ValueError(f"weight, R and relative must belong to one group, got {G} poses, {len(R)} copies "
+                         f"and a table {tuple(relative.shape)}; make the table with relative_pose")
     entry = torch.arange(0, C_in*G, G, device=weight.device)[:, None] + relative[:, None]             # (g, C_in, h), which kernel goes there
     shuffled = weight.flatten(1, 2).index_select(1, entry.flatten()).unflatten(1, (G, -1))            # (C_out, g, C_in·h, P)
     return (shuffled @ R).flatten(0, 1).unflatten(-1, (k, k))
@@ -131,4 +207,6 @@ def weight_std(
     R:Tensor, # (G, P, k²)
 )->float:     # standard deviation of the weights
     "Start so that a convolution followed by a ReLU keeps the power of a slow signal (after He et al. 2015, eq. 10)."
+    _check_whole(fan=fan)
+    _check_operator(R)
     return math.sqrt(2/(fan*R.double().sum(-1).square().sum(1).mean().item()))

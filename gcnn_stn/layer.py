@@ -8,7 +8,7 @@ __all__ = ['REDUCE', 'LiftingConv2d', 'GroupConv2d', 'GroupLayerNorm', 'GroupIns
 
 # %% ../nbs/04_layer.ipynb #1cbb34db
 import copy, functools, io, itertools, pickle
-from numbers import Integral, Real
+from numbers import Real
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -16,29 +16,25 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from .cache import FilterCache, _transformed
 from .group import FiniteGroup
-from .kernel import basis_operator, group_filters, lifting_filters, relative_pose, weight_std
-
-# %% ../nbs/04_layer.ipynb #7a768d2b
-def _check(ok, message):
-    if not ok: raise ValueError(message)
-
-def _check_whole(least=1, hint='', **values):
-    "Whole numbers of at least `least`, or a ValueError that says which one isn't."
-    for name, value in values.items():
-        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-        _check(ok, f"{name} must be one whole number of at least {least}, got {value!r}{hint}")
-
-def _check_group(group):
-    _check(isinstance(group, FiniteGroup), f"group must be a group such as CyclicGroup(8), got {group!r}; "
-           "stride, padding and all that follows are given by name: stride=2")
+from .kernel import (basis_operator, group_filters, lifting_filters, relative_pose, weight_std,
+                             _check, _check_flag, _check_group, _check_number, _check_tensor, _check_whole)
 
 # %% ../nbs/04_layer.ipynb #cfb30674
-def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups):
-    _check_group(group)
+def _check_factory(device, dtype):
+    "What new tensors are made with, as in PyTorch."
+    ok = dtype is None or isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+    _check(ok, f"dtype must be a floating point type such as torch.float32, or None, got {dtype!r}")
+    try: device is None or torch.device(device)
+    except (RuntimeError, TypeError): _check(False, f"device must be a device such as 'cpu' or 'cuda:0', or None, got {device!r}")
+
+def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups, bias, device, dtype):
+    _check_group(group, "; stride, padding and all that follows are given by name: stride=2")
     _check_whole(in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups)
     _check_whole(0, "; the size is kept by dilation*(kernel_size-1)//2", padding=padding)
     _check(in_channels % groups == 0 and out_channels % groups == 0,
            f"groups must divide both channel numbers, got groups={groups} for {in_channels} → {out_channels} channels")
+    _check_flag(bias=bias)
+    _check_factory(device, dtype)
 
 # %% ../nbs/04_layer.ipynb #99476100
 _operators = functools.lru_cache(256, typed=True)(basis_operator)
@@ -57,7 +53,7 @@ class _GroupConvBase(FilterCache):
     def __init__(self, in_channels, out_channels, kernel_size, group, stride, padding, dilation, groups, bias, basis,
                  device, dtype, poses):
         super().__init__()
-        _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups)
+        _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups, bias, device, dtype)
         self.in_channels, self.out_channels, self.kernel_size, self.group = in_channels, out_channels, kernel_size, group
         self.stride, self.padding, self.dilation, self.groups, self.basis = stride, padding, dilation, groups, basis
         R, like = _operator(group, kernel_size, basis), dict(device=device, dtype=dtype)
@@ -116,9 +112,17 @@ def _convolve(self:_GroupConvBase, x, filters):
     if min(H, W) + 2*self.padding < reach:
         raise ValueError(f"the kernel reaches over {reach} pixels, but the padded image has {H + 2*self.padding}×{W + 2*self.padding}; "
                          "use a larger image, more padding or a smaller kernel")
+    if x.dtype != self.weight.dtype: _check_cast(x, self.weight)
     bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
     y = F.conv2d(_settled(x), filters, bias, self.stride, self.padding, self.dilation, self.groups)
     return _split(y, self.group.order)                                          # (B, C_out·G, …) → (B, C_out, G, …)
+
+def _check_cast(x, weight):
+    "Will autocast make one precision of two?"
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    cast = torch.is_autocast_enabled(x.device.type) and x.dtype in narrow and weight.dtype in narrow
+    _check(cast, f"input and weights must have one precision, got {x.dtype} and {weight.dtype}; "
+           f"cast the input with x.to({weight.dtype}), or the layer")
 
 # %% ../nbs/04_layer.ipynb #285246e6
 class LiftingConv2d(_GroupConvBase):
@@ -139,6 +143,7 @@ class LiftingConv2d(_GroupConvBase):
         return lifting_filters(self.weight, self._suited())
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, H, W) → (B, C_out, G, H', W')
+        _check_tensor(x=x)
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"lifting takes images (B, {self.in_channels}, H, W), got {tuple(x.shape)}; group features go to GroupConv2d")
         return self._convolve(x, self.cached_filters())
@@ -170,6 +175,7 @@ class GroupConv2d(_GroupConvBase):
         return group_filters(self.weight, self._suited(), relative)
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, G, H, W) → (B, C_out, G, H', W')
+        _check_tensor(x=x)
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
             raise ValueError(f"a group convolution takes features (B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, "
                              f"got {tuple(x.shape)}; lift images with LiftingConv2d")
@@ -177,7 +183,19 @@ class GroupConv2d(_GroupConvBase):
 
 # %% ../nbs/04_layer.ipynb #cde96200
 def _check_feature(x, channels='C'):
-    _check(x.ndim == 5 and channels in ('C', x.shape[1]), f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
+    _check_tensor(x=x)
+    if x.ndim != 5 or channels not in ('C', x.shape[1]):
+        raise ValueError(f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
+
+def _check_maps(x):
+    _check_tensor(x=x)
+    if x.ndim not in (4, 5):
+        raise ValueError(f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+
+def _check_float(x):
+    "Numbers that have a mean?"
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"floating point numbers are wanted, got {x.dtype}; cast them with x.float()")
 
 def _each_pose(t, poses): return None if t is None else t.repeat_interleave(poses)   # (C,) → (C·G,)
 
@@ -187,10 +205,17 @@ def _is_by_pixel(x):
     return lies and not _is_open(x) and not _transformed()
 
 # %% ../nbs/04_layer.ipynb #f8737c7f
+def _check_norm(eps, affine, device, dtype, **channels):
+    _check_whole(**channels)
+    _check_number(0, eps=eps)
+    _check_flag(affine=affine)
+    _check_factory(device, dtype)
+
 class _ChannelNorm(nn.GroupNorm):
     "`nn.GroupNorm` on group features."
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_channels)
+        _check_float(x)
         weight, bias = (_each_pose(t, x.shape[2]) for t in (self.weight, self.bias))
         maps = _settled(x.flatten(1, 2))                                  # (B, C·G, H, W)
         return F.group_norm(maps, self.num_groups, weight, bias, self.eps).view_as(x)
@@ -198,13 +223,13 @@ class _ChannelNorm(nn.GroupNorm):
 class GroupLayerNorm(_ChannelNorm):
     "Layer norm with statistics over (C, G, H, W) of each sample, one scale and shift per channel (Ba et al. 2016)."
     def __init__(self, num_channels:int, eps:float=1e-5, affine:bool=True, device=None, dtype=None):
-        _check_whole(num_channels=num_channels)
+        _check_norm(eps, affine, device, dtype, num_channels=num_channels)
         super().__init__(1, num_channels, eps, affine, device, dtype)
 
 class GroupInstanceNorm(_ChannelNorm):
     "Instance norm with statistics over (G, H, W) of each sample and channel, one scale and shift per channel (Ulyanov et al. 2016)."
     def __init__(self, num_features:int, eps:float=1e-5, affine:bool=True, device=None, dtype=None):
-        _check_whole(num_features=num_features)
+        _check_norm(eps, affine, device, dtype, num_features=num_features)
         super().__init__(num_features, num_features, eps, affine, device, dtype)
 
 # %% ../nbs/04_layer.ipynb #fa01f058
@@ -260,12 +285,16 @@ class _SharedStatistics(torch.autograd.Function):
 # %% ../nbs/04_layer.ipynb #98830c0c
 class GroupBatchNorm(nn.BatchNorm3d):
     "Batch norm with statistics over batch, poses and positions, one scale and shift per channel (Ioffe & Szegedy 2015)."
-    def __init__(self, num_features:int, *args, **kwargs): # then as in nn.BatchNorm3d
-        _check_whole(num_features=num_features)
-        super().__init__(num_features, *args, **kwargs)
+    def __init__(self, num_features:int, eps:float=1e-5, momentum:float|None=.1, affine:bool=True, # as in nn.BatchNorm3d
+                 track_running_stats:bool=True, device=None, dtype=None, **kwargs):
+        _check_norm(eps, affine, device, dtype, num_features=num_features)
+        _check_number(0, 1, momentum=.1 if momentum is None else momentum)
+        _check_flag(track_running_stats=track_running_stats)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_features)
+        _check_float(x)
         if _is_by_pixel(x) and self._knows(x): return self._by_pixel(x)
         if x.shape[2] > 1 and not _is_open(x): return super().forward(x)
         return super().forward(x.flatten(2)).view_as(x)            # lines lie in one way only
@@ -309,6 +338,7 @@ class GroupDropout(nn.Dropout3d):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x)
+        _check_float(x)
         return super().forward(_settled(x))
 
 # %% ../nbs/04_layer.ipynb #476aa2f8
@@ -317,12 +347,15 @@ class _PerPose:
     def __init__(self, kernel_size:int, stride:int|None=None, padding:int=0): # as in nn.MaxPool2d; stride None: kernel_size
         _check_whole(kernel_size=kernel_size, stride=kernel_size if stride is None else stride)
         _check_whole(0, padding=padding)
+        _check(padding <= kernel_size//2, f"padding must be at most half of the window of {kernel_size}, got {padding}; use a larger window")
         super().__init__(kernel_size, stride, padding)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
         _check_feature(x)
-        _check(min(x.shape[-2:]) + 2*self.padding >= self.kernel_size, f"the window reaches over {self.kernel_size} pixels, but the image has "
-               f"{x.shape[-2]}×{x.shape[-1]}; use a smaller window or a larger image")
+        if isinstance(self, nn.AvgPool2d): _check_float(x)
+        if min(x.shape[-2:]) + 2*self.padding < self.kernel_size:
+            raise ValueError(f"the window reaches over {self.kernel_size} pixels, but the image has "
+                             f"{x.shape[-2]}×{x.shape[-1]}; use a smaller window or a larger image")
         return _split(super().forward(_settled(x.flatten(1, 2))), x.shape[2])
 
 class GroupMaxPool2d(_PerPose, nn.MaxPool2d): "`nn.MaxPool2d` in every pose."
@@ -347,23 +380,29 @@ def _halve(x): # (B, C, H, W) → (B, C, H//2, W//2)
 class Downsample2d(nn.Module):
     "Halve height and width by averaging, exact under quarter turns at every size."
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H//2, W//2); odd sizes: (H-1)/2
-        _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        _check_maps(x)
+        _check_float(x)
         H, W = x.shape[-2:]
         _check(min(H, W) >= 2, f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; use fewer halvings or a larger image")
         maps = _halve(_settled(x.flatten(1, -3)))                    # (B, C·G, H, W)
         return _settled(maps).unflatten(1, x.shape[1:-2])
 
 # %% ../nbs/04_layer.ipynb #f8513988
-REDUCE = {'mean': Tensor.mean, 'max': Tensor.amax}
+def _mean(x, axes):
+    _check_float(x)
+    return x.mean(axes)
+
+REDUCE = {'mean': _mean, 'max': Tensor.amax}
 
 def _check_reduce(name, value):
-    _check(value in list(REDUCE), f"{name} must be 'mean' or 'max', got {value!r}")
+    _check(isinstance(value, str) and value in REDUCE, f"{name} must be 'mean' or 'max', got {value!r}")
 
 class GroupPool(nn.Module):
     "Pool over poses: an equivariant group feature becomes an equivariant image."
     def __init__(self, reduce:str='max'): # 'max' or 'mean'
         super().__init__()
-        _check_reduce('reduce', reduce); self.reduce = reduce
+        _check_reduce('reduce', reduce)
+        self.reduce = reduce
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, H, W)
         _check_feature(x)
@@ -381,7 +420,8 @@ class GlobalPool(nn.Module):
         self.space, self.pose = space, pose
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C)
-        _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        _check_maps(x)
+        _check(min(x.shape[-2:]) > 0, "images of at least one pixel are wanted to pool over")
         x = x.movedim((-2, -1), (1, 2)) if (moved := _is_by_pixel(x)) else x   # for a gradient that lies as x does
         x = REDUCE[self.space](x, (1, 2) if moved else (-2, -1))
         return REDUCE[self.pose](x, 2) if x.ndim == 3 else x
@@ -452,6 +492,8 @@ def _check_alike(got, want, tol, what):
 def _check_layouts(module, x):
     "Output, gradients and buffers are those of the plain case, in all layouts, modes and batches."
     module, x = copy.deepcopy(module).double(), x.double()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    x = x + noise.to(x.device)*x.std()/100                              # where numbers are equal, a maximum has no one gradient
     layouts = {'map by map': Tensor.contiguous, 'pixel by pixel': _pixel_by_pixel}
     for mode, batch in itertools.product((False, True), (1, 2, 4)):
         try: want = _outcome(module, x[:batch], mode)
@@ -480,6 +522,10 @@ def check_module(
     backend:str|None='aot_eager', # of torch.compile; 'inductor' wants a C++ compiler
 ):
     "Raise an `AssertionError` unless `module` survives what PyTorch does to modules."
+    _check(isinstance(module, nn.Module), f"module must be an nn.Module, got {module!r}; make one of your class")
+    _check_tensor(x=x)
+    ok = x.dtype == torch.float32 and x.ndim > 0 and len(x) >= 4
+    _check(ok, f"x must be at least 4 samples in float32, got {tuple(x.shape)} in {x.dtype}")
     module = copy.deepcopy(module).eval()
     y = module(x)
     _check_copies(module, x, y)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .cache import _transformed
 from .group import FiniteGroup
 from .kernel import lifting_filters
-from .layer import GroupConv2d, _GroupConvBase, _is_open
+from .layer import GroupConv2d, _GroupConvBase, _check_tensor, _is_open
 
 # %% ../nbs/04d_separable.ipynb #8b7a660d
 class GroupPointwise(GroupConv2d):
@@ -42,6 +42,7 @@ class DepthwiseGroupConv2d(_GroupConvBase):
         return lifting_filters(self.weight, self._suited())
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
+        _check_tensor(x=x)
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
             raise ValueError(f"a depthwise group convolution takes features (B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}")
         maps = x.flatten(1, 2)

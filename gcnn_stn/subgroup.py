@@ -7,10 +7,12 @@ __all__ = ['cosets', 'CosetPool', 'act_on_cosets', 'quotient', 'Restrict']
 
 # %% ../nbs/04c_subgroup.ipynb #15e629b5
 from collections.abc import Iterable
+from numbers import Integral
 import torch
 from torch import Tensor, nn
 from .group import FiniteGroup, on_cpu, transform_image
-from .layer import REDUCE, _check, _check_feature, _check_group, _check_reduce
+from .kernel import _check, _check_group, _check_tensor
+from .layer import REDUCE, _check_feature, _check_reduce, _settled
 
 # %% ../nbs/04c_subgroup.ipynb #8c8482bf
 @on_cpu
@@ -20,14 +22,22 @@ def cosets(
     side:str='left',   # 'left': gH, 'right': Hg
 )->Tensor:             # ([G:H], |H|): row i, column j holds rᵢ·hⱼ or hⱼ·rᵢ, with rᵢ the first element not seen before
     "The cosets of a subgroup, a row each."
-    _check_group(group); _check(side in ('left', 'right'), f"side must be 'left' or 'right', got {side!r}")
-    elements = list(elements)
+    _check_group(group)
+    _check(side in ['left', 'right'], f"side must be 'left' or 'right', got {side!r}")
+    elements = _listed(elements)
     group.subgroup(elements)                                     # raises unless it is one
     product = group.table if side == 'left' else group.table.T   # row g holds gh, or hg
     rows, seen = [], set()
     for g in group.elements():
-        if g not in seen: rows.append(product[g, elements]); seen |= set(rows[-1].tolist())
+        if g in seen: continue
+        rows.append(product[g, elements])
+        seen |= set(rows[-1].tolist())
     return torch.stack(rows)
+
+def _listed(elements):
+    "As a list; a list of what, the group sees to."
+    try: return list(elements)
+    except TypeError: raise ValueError(f"elements must be a list of elements, such as [0, 4], got {elements!r}") from None
 
 # %% ../nbs/04c_subgroup.ipynb #1d0485f8
 class _Cosets(nn.Module):
@@ -35,7 +45,7 @@ class _Cosets(nn.Module):
     def __init__(self, group, elements, side):
         super().__init__()
         _check_group(group)
-        self.group, self.elements, self.side = group, list(elements), side
+        self.group, self.elements, self.side = group, _listed(elements), side
         self.subgroup = group.subgroup(self.elements)
         self.register_buffer('table', cosets(group, self.elements, side).to(torch.get_default_device()), persistent=False)  # ([G:H], |H|)
 
@@ -47,7 +57,9 @@ class _Cosets(nn.Module):
     def sorted(self, x): # (B, C, G, H, W) → (B, C, [G:H], |H|, H, W)
         _check_feature(x)
         _check(x.shape[2] == self.group.order, f"a feature (B, C, {self.group.order}, H, W) on {self.group} is wanted, got {tuple(x.shape)}")
-        return x[:, :, self.table]
+        table = self.table
+        if table.device != x.device: table = cosets(self.group, self.elements, self.side).to(x.device)
+        return _settled(x)[:, :, table]
 
     def extra_repr(self): return f'{self.group}, {self.elements}'
 
@@ -60,7 +72,8 @@ class CosetPool(_Cosets):
         reduce:str='max',  # 'max' or 'mean'
     ):
         super().__init__(group, elements, 'left')
-        _check_reduce('reduce', reduce); self.reduce = reduce
+        _check_reduce('reduce', reduce)
+        self.reduce = reduce
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, [G:H], H, W), cosets ordered as by cosets()
         return REDUCE[self.reduce](self.sorted(x), 3)
@@ -75,7 +88,13 @@ def act_on_cosets(
 )->Tensor:
     "The left action on features on G/H: turn the pictures, and move coset rH to g·rH."
     rows = cosets(group, elements)
-    if x.ndim != 5 or x.shape[2] != len(rows): raise ValueError(f"a feature (B, C, {len(rows)}, H, W) on cosets is wanted, got {tuple(x.shape)}")
+    ok = isinstance(g, Integral) and not isinstance(g, bool) and g in group.elements()
+    _check(ok, f"g must be an element of {group}, a number from 0 to {group.order - 1}, got {g!r}")
+    modes = ['bilinear', 'bicubic', 'nearest']
+    _check(mode in modes, f"mode must be one of {', '.join(modes)}, got {mode!r}")
+    _check_tensor(x=x)
+    if x.ndim != 5 or x.shape[2] != len(rows):
+        raise ValueError(f"a feature (B, C, {len(rows)}, H, W) on cosets is wanted, got {tuple(x.shape)}")
     place = torch.empty(group.order, dtype=torch.long)
     place[rows] = torch.arange(len(rows))[:, None].expand_as(rows)            # element → its coset
     x = x[:, :, place[group.table[group.inverse(g), rows[:, 0]]].to(x.device)]  # rH ↦ g⁻¹rH
@@ -88,7 +107,8 @@ def quotient(
     elements:Iterable, # of a normal subgroup H
 )->FiniteGroup:        # on the cosets, ordered as by cosets(); it leaves the plane alone
     "The quotient group G/H; a `ValueError` names an element that shows that H isn't normal."
-    elements, rows = list(elements), cosets(group, elements)
+    elements = _listed(elements)
+    rows = cosets(group, elements)
     place = {g: i for i, row in enumerate(rows.tolist()) for g in row}
     for g in group.elements():
         for h in elements:

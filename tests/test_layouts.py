@@ -1,15 +1,18 @@
 "A fast path must answer as the plain one does, whatever the layout, the batch, the mode and the precision: outputs, buffers and gradients."
 import copy, itertools
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import pytest, torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.utils import parametrizations, prune, remove_weight_norm, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 import gcnn_stn.cache, gcnn_stn.layer, gcnn_stn.separable
 from gcnn_stn.group import CyclicGroup, DihedralGroup
+from gcnn_stn.kernel import basis_operator
 from gcnn_stn.layer import (Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatchNorm, GroupConv2d, GroupDropout,
                             GroupInstanceNorm, GroupLayerNorm, GroupMaxPool2d, GroupPool, LiftingConv2d, check_module)
 from gcnn_stn.model import CNN, GCNN, STCNN, published_gcnn, published_stcnn
@@ -117,18 +120,13 @@ def open_by_pixel(t): # a stride without a meaning for an axis of one
 LAYOUTS = [torch.Tensor.contiguous, by_pixel, settled_by_pixel, open_by_pixel, part_by_pixel, with_gaps, backwards]
 
 
+@contextmanager
 def plain():
     "In here nothing takes a fast path."
-    stack = mock.patch.multiple(gcnn_stn.layer, _transformed=lambda: True)
-    return nested(stack, mock.patch.multiple(gcnn_stn.cache, _transformed=lambda: True), mock.patch.multiple(gcnn_stn.separable, _transformed=lambda: True))
-
-class nested:
-    "Several contexts in one."
-    def __init__(self, *contexts): self.contexts = contexts
-    def __enter__(self):
-        for c in self.contexts: c.__enter__()
-    def __exit__(self, *error):
-        for c in self.contexts: c.__exit__(*error)
+    with ExitStack() as stack:
+        for part in (gcnn_stn.cache, gcnn_stn.layer, gcnn_stn.separable):
+            stack.enter_context(mock.patch.object(part, '_transformed', lambda: True))
+        yield
 
 
 def draw(shape, dtype=torch.float64, seed=0): return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
@@ -265,3 +263,182 @@ def test_mixed_precisions(data, parameters, statistics):
         x = draw((2, *FEATURE), data)
         tol = 1e-6 if data == torch.float64 else 1e-4 if data == torch.float32 else .05
         compare(attempt(answers, ours, x, layout, train), attempt(answers, theirs, x, torch.Tensor.contiguous, train), tol)
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_autocast(name):
+    "Under autocast, too, in the precision that the plain path has there, and with gradients as exact."
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    module, x = shaken(make()), draw((2, *shape), torch.float32)
+    with torch.autocast('cpu', torch.bfloat16):
+        for train, data in itertools.product((True, False), (x, x.bfloat16())):
+            with plain(): want = attempt(answers, module, data, torch.Tensor.contiguous, train)
+            for layout in LAYOUTS[:2]: compare(attempt(answers, module, data, layout, train), want, .05)
+            with torch.no_grad(): test = module.train(train)(data)
+            assert test.dtype == want['output'].dtype
+
+
+def forward_mode(norm, x, t):
+    with forward_ad.dual_level(): return forward_ad.unpack_dual(norm(forward_ad.make_dual(x, t))).tangent
+
+def forward_mode_of_scale(norm, x, t):
+    scale = norm.weight.detach()
+    del norm.weight
+    with forward_ad.dual_level():
+        norm.weight = forward_ad.make_dual(scale, scale.cos())
+        return forward_ad.unpack_dual(norm(x)).tangent
+
+def reverse_over_forward(norm, x, t):
+    x = x.detach().requires_grad_()
+    with forward_ad.dual_level():
+        y = forward_ad.unpack_dual(norm(forward_ad.make_dual(x, t))).tangent
+        return torch.autograd.grad(y.sin().sum(), x)[0]
+
+def second_derivatives(norm, x, t):
+    inputs = [x.detach().requires_grad_(), *norm.parameters()]
+    first = torch.autograd.grad(norm(inputs[0]).sin().sum(), inputs, create_graph=True)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(sum((g*g).sum() for g in first), inputs)])
+
+def third_derivatives(norm, x, t):
+    x, y = x.detach().requires_grad_(), 0
+    for _ in range(3):
+        y = (norm(x) if isinstance(y, int) else y).sin().sum()
+        y, = torch.autograd.grad(y, x, create_graph=True)
+    return y
+
+def many_at_once(norm, x, t):
+    x = x.detach().requires_grad_()
+    y = norm(x)
+    toward = torch.stack([torch.ones_like(y), y.detach().sin(), 0*y.detach()])
+    return torch.autograd.grad(y, [x, *norm.parameters()], toward, is_grads_batched=True)[0]
+
+def jacobian(norm, x, t, **how):
+    return torch.autograd.functional.jacobian(lambda x: norm(x)[:, :1, :1, :1], x[..., :2, :2], vectorize=True, **how)
+
+def checkpointed(norm, x, t):
+    x = x.detach().requires_grad_()
+    y = torch.utils.checkpoint.checkpoint(norm, x, use_reentrant=False)
+    return torch.autograd.grad(y.sin().sum(), x)[0]
+
+def loss(norm): return lambda x: norm(x).sin().sum()
+def small(x): return x[..., :2, :2]
+
+DERIVATIVES = {
+    'forward mode': forward_mode, 'forward mode, of the scale': forward_mode_of_scale, 'reverse over forward': reverse_over_forward,
+    'second': second_derivatives, 'third': third_derivatives, 'many at once': many_at_once, 'Jacobian': jacobian,
+    'Jacobian in forward mode': lambda *args: jacobian(*args, strategy='forward-mode'),
+    'Hessian': lambda norm, x, t: torch.autograd.functional.hessian(loss(norm), small(x)),
+    'Hessian, vectorized': lambda norm, x, t: torch.autograd.functional.hessian(loss(norm), small(x), vectorize=True),
+    'Hessian times vector': lambda norm, x, t: torch.autograd.functional.hvp(loss(norm), x, t)[1],
+    'by double reverse': lambda norm, x, t: torch.autograd.functional.jvp(norm, x, t)[1],
+    'func.grad': lambda norm, x, t: torch.func.grad(loss(norm))(x), 'func.jvp': lambda norm, x, t: torch.func.jvp(norm, (x,), (t,))[1],
+    'func.hessian': lambda norm, x, t: torch.func.hessian(loss(norm))(small(x)),
+    'of each sample': lambda norm, x, t: torch.func.vmap(torch.func.grad(lambda x: loss(norm)(x[None])))(x),
+    'checkpointed': checkpointed,
+}
+
+@pytest.mark.parametrize('name', DERIVATIVES)
+def test_derivatives(name):
+    "Whatever derivative `nn.BatchNorm3d` has map by map, `GroupBatchNorm` has in each layout; what it refuses is refused."
+    f, x, t = DERIVATIVES[name], draw((2, *FEATURE)), draw((2, *FEATURE), seed=1)
+    for train, kwargs, batch in itertools.product((True, False), ({}, dict(affine=True, track_running_stats=False)), (1, 2)):
+        ours, theirs = (shaken(kind(6, **kwargs)).double().train(train) for kind in (GroupBatchNorm, nn.BatchNorm3d))
+        theirs.load_state_dict(ours.state_dict())
+        want = attempt(f, copy.deepcopy(theirs), x[:batch], t[:batch])
+        for layout in LAYOUTS[:3]:
+            got = attempt(f, copy.deepcopy(ours), layout(x[:batch]), layout(t[:batch]))
+            if isinstance(want, type): assert got == want
+            else: assert (got - want).abs().max() <= 1e-9*want.abs().max()
+
+
+CONVOLUTIONS = [name for name in LAYERS if name in ('lifting', 'group', 'group of groups', 'pointwise', 'depthwise')]
+DERIVED = {
+    'as it is': lambda m: m, 'pruned': lambda m: prune.l1_unstructured(m, 'weight', amount=.5),
+    'weight norm, old': weight_norm, 'spectral norm, old': spectral_norm,
+    'weight norm': parametrizations.weight_norm, 'spectral norm': parametrizations.spectral_norm,
+    'parametrized': lambda m: register_parametrization(m, 'weight', nn.Softplus()),
+}
+WAYS = {    # what is done, and in which precision that leaves the layer
+    'double()': (lambda m: m.double(), torch.float64), 'half()': (lambda m: m.half(), torch.float16), 'bfloat16()': (lambda m: m.bfloat16(), torch.bfloat16),
+    'there and back': (lambda m: m.half().float(), torch.float32), 'type()': (lambda m: m.type(torch.float64), torch.float64),
+    'inside a net': (lambda m: nn.Sequential(m).double()[0], torch.float64), 'loaded': (lambda m: put_back(m).double(), torch.float64),
+    'channels_last': (lambda m: m.to(memory_format=torch.channels_last), torch.float32),
+    'channels_last, double': (lambda m: m.to(torch.float64, memory_format=torch.channels_last), torch.float64),
+    'share_memory()': (lambda m: m.share_memory(), torch.float32),
+}
+
+def put_back(m):
+    m.load_state_dict(copy.deepcopy(m.state_dict()))
+    return m
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('derived', DERIVED)
+def test_derived_weights(derived, way):
+    "A weight that is made from others follows a cast, as that of `nn.Conv2d` does, and R with it."
+    move, dtype = WAYS[way]
+    for name, train in itertools.product(CONVOLUTIONS, (True, False)):
+        make, shape = LAYERS[name]
+        torch.manual_seed(0)
+        module, x = shaken(make()).train(train), draw((2, *shape), torch.float32)
+        DERIVED[derived](module)(x)
+        module.eval()                              # spectral norm iterates in training
+        want = module(x)
+        for _ in range(2):
+            with torch.no_grad(): module(x)        # filters are kept
+        module = move(module)
+        got = module(x.to(dtype))
+        assert got.dtype == module.R.dtype == dtype
+        assert torch.equal(module.R, basis_operator(module.group, module.kernel_size, module.basis).to(dtype))
+        coarse = dtype.itemsize < 4 or way == 'there and back'
+        assert (got - want).norm() <= (.03 if coarse else 1e-5)*want.norm()
+        got.float().square().sum().backward()
+
+
+def lent(m): return lambda x: functional_call(m, {name: p.double() for name, p in m.named_parameters()}, x)
+
+def with_weights_of_its_own(m):
+    m.weight, m.bias = (None if p is None else nn.Parameter(p.detach().double()) for p in (m.weight, m.bias))
+    return m
+
+def with_data(m):
+    for p in m.parameters(): p.data = p.data.double()
+    return m
+
+def assigned(m):
+    m.load_state_dict({name: t.double() for name, t in m.state_dict().items()}, assign=True)
+    return m
+
+def built_without_memory(m):
+    empty = copy.deepcopy(m).to('meta')
+    empty.load_state_dict({name: t.double() for name, t in m.state_dict().items()}, assign=True)
+    return empty
+
+def through_meta(m):
+    weights = copy.deepcopy(m.state_dict())
+    m = m.to('meta').to_empty(device='cpu')
+    m.load_state_dict(weights)
+    return m.double()
+
+def unparametrized(m):
+    weight_norm(m.double())
+    return remove_weight_norm(m.float().double())
+
+def reparametrized(m):
+    register_parametrization(m, 'weight', nn.Identity())
+    return remove_parametrizations(m.double(), 'weight')
+
+@pytest.mark.parametrize('change', [lent, with_weights_of_its_own, with_data, assigned, built_without_memory, through_meta, unparametrized, reparametrized])
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_weights_of_another_precision(name, change):
+    "Weights that come in float64, by whatever door, are used in float64, with an R as precise; for `filters()` that are kept, too."
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    module, x = shaken(make()).eval(), draw((2, *shape))
+    want = copy.deepcopy(module).double()(x)
+    with torch.no_grad(): module(x.float())
+    changed = change(module)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients): got = changed(x)
+        tol = 1e-6 if change is unparametrized else 1e-10          # its weights went through float32
+        assert (got - want).abs().max() <= tol*want.abs().max()
