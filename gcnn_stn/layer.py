@@ -23,6 +23,11 @@ from .kernel import basis_operator, group_filters, lifting_filters, relative_pos
 def _check(ok, message):
     if not ok: raise ValueError(message)
 
+def _are_numbers(*sizes):
+    "False where a tracer or an exporter leaves a size free, or may do so."
+    strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
+    return not strict and all(isinstance(n, int) for n in sizes)
+
 def _check_whole(least=1, hint='', **values):
     "Whole numbers of at least `least`, or a ValueError that says which one isn't."
     for name, value in values.items():
@@ -93,12 +98,12 @@ def extra_repr(self:_GroupConvBase):
 def _convolve(self:_GroupConvBase, x, filters):
     "(B, C·…, H, W) → (B, C_out, G, H', W')"
     reach, (H, W) = self.dilation*(self.kernel_size - 1) + 1, x.shape[-2:]
-    if min(H, W) + 2*self.padding < reach:
+    if _are_numbers(H, W) and min(H, W) + 2*self.padding < reach:
         raise ValueError(f"the kernel reaches over {reach} pixels, but the padded image has {H + 2*self.padding}×{W + 2*self.padding}; "
                          "use a larger image, more padding or a smaller kernel")
     bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
     y = F.conv2d(x, filters, bias, self.stride, self.padding, self.dilation, self.groups)
-    return y.unflatten(1, (-1, self.group.order))                               # (B, C_out·G, …) → (B, C_out, G, …)
+    return y.view(y.shape[:1] + (self.out_channels, self.group.order) + y.shape[2:])   # (B, C_out·G, …) → (B, C_out, G, …)
 
 # %% ../nbs/04_layer.ipynb #285246e6
 class LiftingConv2d(_GroupConvBase):
@@ -161,7 +166,7 @@ def _each_pose(t, poses): return None if t is None else t.repeat_interleave(pose
 
 def _is_by_pixel(x):
     "Do the channels (and poses) of each pixel lie side by side?"
-    return x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and x.stride(-1) > 1 and not _transformed()
+    return not _transformed() and x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and x.stride(-1) > 1
 
 # %% ../nbs/04_layer.ipynb #f8737c7f
 class _ChannelNorm(nn.GroupNorm):
@@ -259,36 +264,38 @@ class _PerPose:
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
         _check_feature(x)
-        _check(min(x.shape[-2:]) + 2*self.padding >= self.kernel_size, f"the window reaches over {self.kernel_size} pixels, but the image has "
-               f"{x.shape[-2]}×{x.shape[-1]}; use a smaller window or a larger image")
-        return super().forward(x.flatten(1, 2)).unflatten(1, (-1, x.shape[2]))
+        H, W = x.shape[-2:]
+        enough = not _are_numbers(H, W) or min(H, W) + 2*self.padding >= self.kernel_size
+        _check(enough, f"the window reaches over {self.kernel_size} pixels, but the image has {H}×{W}; "
+               "use a smaller window or a larger image")
+        y = super().forward(x.flatten(1, 2))                        # (B, C·G, H', W')
+        return y.view(x.shape[:3] + y.shape[2:])
 
 class GroupMaxPool2d(_PerPose, nn.MaxPool2d): "`nn.MaxPool2d` in every pose."
 
 class GroupAvgPool2d(_PerPose, nn.AvgPool2d): "`nn.AvgPool2d` in every pose."
 
 # %% ../nbs/04_layer.ipynb #700eb3ae
-def _are_numbers(*sizes):
-    "False where a tracer or an exporter leaves a size free."
-    return all(isinstance(n, int) for n in sizes)
-
-def _pair_up(a, b, c, odd):
-    "The mean of two, or of three if `odd` is 1 and not 0."
-    return (a + b + odd*c)/(2 + odd)
+def _pair_up(x, dim):
+    "The mean of every two neighbours along an axis, or of three where it is odd."
+    odd = x.shape[dim] % 2
+    even = x.shape[dim] - odd
+    def every_second(k): return x[(..., slice(k, even - 1 + k, 2), *[slice(None)]*(-1 - dim))]
+    return (every_second(0) + every_second(1) + odd*every_second(1 + odd))/(2 + odd)
 
 def _halve(x): # (B, C, H, W) → (B, C, H//2, W//2)
     H, W = x.shape[-2:]
     if _are_numbers(H, W): return F.avg_pool2d(x, (2 + H % 2, 2 + W % 2), 2)
-    x = _pair_up(x[..., 0:H - 1:2, :], x[..., 1::2, :], x[..., 1 + H % 2::2, :], H % 2)
-    return _pair_up(x[..., 0:W - 1:2], x[..., 1::2], x[..., 1 + W % 2::2], W % 2)
+    return _pair_up(_pair_up(x, -2), -1)
 
 class Downsample2d(nn.Module):
     "Halve height and width by averaging, exact under quarter turns at every size."
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H//2, W//2); odd sizes: (H-1)/2
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
         H, W = x.shape[-2:]
-        _check(min(H, W) >= 2, f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; use fewer halvings or a larger image")
-        return _halve(x.flatten(1, -3)).unflatten(1, x.shape[1:-2])
+        _check(not _are_numbers(H, W) or min(H, W) >= 2, f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; use fewer halvings or a larger image")
+        y = _halve(x.flatten(1, -3))
+        return y.view(x.shape[:-2] + y.shape[-2:])
 
 # %% ../nbs/04_layer.ipynb #f8513988
 REDUCE = {'mean': Tensor.mean, 'max': Tensor.amax}
