@@ -63,16 +63,33 @@ def fold_layer(
 )->nn.Module|None: # PyTorch's modules in its place, or None to keep it
     "Rules for folding a layer; add one with `@fold_layer.register`."
 
+# %% ../nbs/07_fold.ipynb #ce4fde51
+def _written_out(layer, forward):
+    "The operations of `forward(layer, x)` one by one, and the parts that they call."
+    layer.__class__ = type('Traced', (type(layer),), {'forward': forward})
+    tracer = fx.Tracer()
+    tracer.is_leaf_module = lambda module, name: True     # parts aren't looked into
+    return fx.GraphModule(layer, tracer.trace(layer))
+
+# %% ../nbs/07_fold.ipynb #9beca96f
+def _unfold(layer): # (B, C·G, H, W) → (B, C, G, H, W)
+    "What puts the poses of a layer's channels on an axis of their own."
+    C, G = layer.out_channels, layer.group.order
+    def forward(m, x): return x.view(x.shape[0], C, G, x.shape[2], x.shape[3])
+    view = _written_out(nn.Module(), forward)
+    view.meta['unfolded'] = C, G
+    return view
+
+def _unfolded(m): return m.meta.get('unfolded') if isinstance(m, fx.GraphModule) else None
+
 @fold_layer.register
 def _lifting(layer:LiftingConv2d):
-    unfold = nn.Unflatten(1, (layer.out_channels, layer.group.order))
-    return nn.Sequential(_bake(layer), unfold)
+    return nn.Sequential(_bake(layer), _unfold(layer))
 
 @fold_layer.register(GroupConv2d)
 @fold_layer.register(DepthwiseGroupConv2d)
 def _group_conv(layer):
-    unfold = nn.Unflatten(1, (layer.out_channels, layer.group.order))
-    return nn.Sequential(nn.Flatten(1, 2), _bake(layer), unfold)
+    return nn.Sequential(nn.Flatten(1, 2), _bake(layer), _unfold(layer))
 
 # %% ../nbs/07_fold.ipynb #04516f72
 def _in_turn(layer, *names):
@@ -97,18 +114,12 @@ def _renamed(layer, kind):
 for ours, theirs in NAMES.items():
     fold_layer.register(ours)(partial(_renamed, kind=theirs))
 
-# %% ../nbs/07_fold.ipynb #ce4fde51
-def _written_out(layer, forward):
-    "The operations of `forward(layer, x)` one by one, and the parts that they call."
-    layer.__class__ = type('Traced', (type(layer),), {'forward': forward})
-    tracer = fx.Tracer()
-    tracer.is_leaf_module = lambda module, name: True     # parts aren't looked into
-    return fx.GraphModule(layer, tracer.trace(layer))
-
 # %% ../nbs/07_fold.ipynb #b9c2b9fa
 def _each_pose(forward):
     "For images (B, C, H, W), and for the poses of a group feature as well."
-    def each(m, x): return forward(m, x.flatten(1, -3)).unflatten(1, x.shape[1:-2])
+    def each(m, x):
+        y = forward(m, x.flatten(1, -3))              # (B, C·G, H', W')
+        return y.view(x.shape[:-2] + y.shape[-2:])
     return each
 
 def _reduced(x, how, dims): return getattr(x, REDUCE[how].__name__)(dims)
@@ -250,7 +261,8 @@ class _Path(fx.Tracer):
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def is_leaf_module(self, m, name):
-        return m in self.sealed or super().is_leaf_module(m, name)
+        whole = m in self.sealed or _unfolded(m)
+        return whole or super().is_leaf_module(m, name)
 
     def to_bool(self, value):
         if self.inside or self.asked == 16: return super().to_bool(value)   # an error
@@ -349,6 +361,7 @@ def _view(node, m):
     if type(m) in DROPOUTS and not m.training: return 'flatten', 1, 1
     if type(m) is nn.Flatten: return 'flatten', m.start_dim, m.end_dim
     if type(m) is nn.Unflatten: return 'unflatten', m.dim, m.unflattened_size
+    if _unfolded(m): return 'unflatten', 1, _unfolded(m)
     if node.op == 'call_method' and not node.kwargs: return node.target, *node.args[1:]
     return None
 
@@ -474,7 +487,8 @@ def _fold_layers(layer, path, done):
 def _is_single(m):
     "A convolution or a norm, perhaps between views."
     views = (nn.Sequential, nn.Flatten, nn.Unflatten)
-    return all(_is_conv(p) or _is_fixed(p) or type(p) in views for p in m.modules())
+    return all(_is_conv(p) or _is_fixed(p) or type(p) in views or _unfolded(p)
+               for p in m.modules())
 
 def _separate(model):
     "Give each place its own copy of a layer that stands in several, with the same tensors."

@@ -8,7 +8,7 @@ __all__ = ['blur_pool', 'BlurPool2d', 'MaxBlurPool2d', 'Upsample2d']
 # %% ../nbs/04b_sampling.ipynb #40458b03
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .layer import _are_numbers, _check, _check_whole, _settled
+from .layer import _are_numbers, _check, _check_whole
 
 # %% ../nbs/04b_sampling.ipynb #48bac6d4
 def _centred(size, stride):
@@ -36,13 +36,14 @@ def blur_pool(
 def _between(x, dim, size, stride):
     "The mean of neighbours along one axis where the blur must be even, and the picture itself where it is odd."
     rest = (size - 1) % stride
-    length = x.shape[dim] - 1 - rest
+    length = size + 2*(stride - 1) - rest
     return (x.narrow(dim, rest//2, length) + x.narrow(dim, rest//2 + rest % 2, length))/2
 
 def _continued_at_any_size(x, stride):
     "What `_continued` gives, without a question about the size."
     H, W = x.shape[-2:]
-    x = F.pad(x, (stride - 1, stride)*2, mode='replicate')
+    before, after = stride - 1, stride + (stride - 1)//2      # enough for every rest
+    x = F.pad(x, (before, after)*2, mode='replicate')
     return _between(_between(x, -2, H, stride), -1, W, stride)
 
 # %% ../nbs/04b_sampling.ipynb #e979ba73
@@ -52,10 +53,11 @@ class _Resample(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H', W')
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
-        _check(min(x.shape[-2:]) >= self.least, f"at least {self.least}×{self.least} pixels are wanted, got "
-               f"{x.shape[-2]}×{x.shape[-1]}; use a larger image or fewer such layers")
-        maps = self.resample(_settled(x.flatten(1, -3)))         # (B, C·G, H, W)
-        return _settled(maps).unflatten(1, x.shape[1:-2])
+        H, W = x.shape[-2:]
+        _check(not _are_numbers(H, W) or min(H, W) >= self.least, f"at least {self.least}×{self.least} pixels are wanted, "
+               f"got {H}×{W}; use a larger image or fewer such layers")
+        y = self.resample(x.flatten(1, -3))                # (B, C·G, H', W')
+        return y.view(x.shape[:-2] + y.shape[-2:])
 
 # %% ../nbs/04b_sampling.ipynb #2e88bf79
 class BlurPool2d(_Resample):
