@@ -6,6 +6,7 @@
 __all__ = ['disc', 'equivariance_error', 'smooth_images', 'size_rule']
 
 # %% ../nbs/02_equivariance.ipynb #02322fbe
+from numbers import Integral
 import torch
 from torch import Tensor
 from .group import FiniteGroup, act
@@ -55,11 +56,24 @@ def smooth_images(
     window = torch.cos(torch.hypot(p[:, None], p).clamp(max=1)*torch.pi/2)**2
     return (x*window/(x*window).square().mean((1, 2, 3), keepdim=True).sqrt()).to(dtype)
 
+# %% ../nbs/02_equivariance.ipynb #c7e0a1d9
+def _check_window(**values):
+    "Whole numbers, of at least 1, or 0 for the padding; else an error says which one isn't."
+    for name, value in values.items():
+        least = 0 if name == 'padding' else 1
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be one whole number of at least {least}, got {value!r}")
+
 # %% ../nbs/02_equivariance.ipynb #6dbf71eb
 def size_rule(
     size:int,        # height or width H of the input
     kernel_size:int, stride:int=1, padding:int=0, dilation:int=1,
 )->bool:
-    "Do the windows of a convolution or pooling end flush with the image, so that they look at symmetric places?"
-    if stride < 1: raise ValueError(f"stride must be at least 1, got {stride}")
-    return (size + 2*padding - dilation*(kernel_size - 1) - 1) % stride == 0
+    "Do the windows of a convolution or pooling end flush, and so look at symmetric places?"
+    _check_window(size=size, kernel_size=kernel_size, stride=stride, padding=padding,
+                  dilation=dilation)
+    padded, reach = size + 2*padding, dilation*(kernel_size - 1) + 1
+    if reach > padded:
+        raise ValueError(f"the windows reach over {reach} pixels, but with the padding there are "
+                         f"{padded}; use a larger image, more padding or a smaller kernel")
+    return (padded - reach) % stride == 0

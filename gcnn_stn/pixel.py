@@ -143,6 +143,9 @@ def _ring_convolution(
     x, weight, bias, stride, padding, dilation, transposed, extra, groups, *flags
 ): # as torch.convolution
     "The convolution with rings as its kernels."
+    channels = len(weight) if transposed else weight.shape[1]*groups
+    if x.shape[1] != channels:
+        raise ValueError(f"a convolution takes {channels} channels, got {x.shape[1]}")
     kernel = _rings(weight).expand(groups, 1, *weight.shape[2:])
     x = x.double().unflatten(1, (groups, -1))                       # (B, groups, C, …)
     each = _strengths(x.shape[2], x).view(-1, *(1,)*(x.ndim - 3))
