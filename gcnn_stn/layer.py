@@ -7,44 +7,34 @@ __all__ = ['REDUCE', 'LiftingConv2d', 'GroupConv2d', 'GroupLayerNorm', 'GroupIns
            'GroupMaxPool2d', 'GroupAvgPool2d', 'Downsample2d', 'GroupPool', 'GlobalPool', 'check_module']
 
 # %% ../nbs/04_layer.ipynb #1cbb34db
-import copy, functools, io, pickle
-from numbers import Integral, Real
+import copy, functools, io, itertools, pickle
+from numbers import Real
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call, stack_module_state, vmap
 from .cache import FilterCache, _transformed
 from .group import FiniteGroup
-from .kernel import basis_operator, group_filters, lifting_filters, relative_pose, weight_std
-
-# %% ../nbs/04_layer.ipynb #7a768d2b
-def _check(ok, message):
-    if not ok: raise ValueError(message)
-
-def _are_numbers(*sizes):
-    "False where a tracer or an exporter leaves a size free, or may do so."
-    strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
-    return not strict and all(isinstance(n, int) for n in sizes)
-
-def _check_whole(least=1, hint='', **values):
-    "Whole numbers of at least `least`, or a ValueError that says which one isn't."
-    for name, value in values.items():
-        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-        _check(ok, f"{name} must be one whole number of at least {least}, got {value!r}{hint}")
-
-def _check_group(group):
-    _check(isinstance(group, FiniteGroup), f"group must be a group such as CyclicGroup(8), got {group!r}; "
-           "stride, padding and all that follows are given by name: stride=2")
+from .kernel import (basis_operator, group_filters, lifting_filters, relative_pose, weight_std,
+                             _check, _check_flag, _check_group, _check_number, _check_tensor, _check_whole)
 
 # %% ../nbs/04_layer.ipynb #cfb30674
-def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups):
-    _check_group(group)
+def _check_factory(device, dtype):
+    "What new tensors are made with, as in PyTorch."
+    ok = dtype is None or isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+    _check(ok, f"dtype must be a floating point type such as torch.float32, or None, got {dtype!r}")
+    try: device is None or torch.device(device)
+    except (RuntimeError, TypeError): _check(False, f"device must be a device such as 'cpu' or 'cuda:0', or None, got {device!r}")
+
+def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups, bias, device, dtype):
+    _check_group(group, "; stride, padding and all that follows are given by name: stride=2")
     _check_whole(in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups)
     _check_whole(0, "; the size is kept by dilation*(kernel_size-1)//2", padding=padding)
     _check(in_channels % groups == 0 and out_channels % groups == 0,
            f"groups must divide both channel numbers, got groups={groups} for {in_channels} → {out_channels} channels")
+    _check_flag(bias=bias)
+    _check_factory(device, dtype)
 
 # %% ../nbs/04_layer.ipynb #99476100
 _operators = functools.lru_cache(256, typed=True)(basis_operator)
@@ -63,7 +53,7 @@ class _GroupConvBase(FilterCache):
     def __init__(self, in_channels, out_channels, kernel_size, group, stride, padding, dilation, groups, bias, basis,
                  device, dtype, poses):
         super().__init__()
-        _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups)
+        _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups, bias, device, dtype)
         self.in_channels, self.out_channels, self.kernel_size, self.group = in_channels, out_channels, kernel_size, group
         self.stride, self.padding, self.dilation, self.groups, self.basis = stride, padding, dilation, groups, basis
         R, like = _operator(group, kernel_size, basis), dict(device=device, dtype=dtype)
@@ -84,14 +74,42 @@ def reset_parameters(self:_GroupConvBase):
 @patch
 def _apply(self:_GroupConvBase, fn, recurse=True):
     FilterCache._apply(self, fn, recurse)
-    self.R = _copy_like(_operator(self.group, self.kernel_size, self.basis), self.weight)
+    self.R = _copy_like(_operator(self.group, self.kernel_size, self.basis), self.R)
     return self
+
+@patch
+def _suited(self:_GroupConvBase)->Tensor: # (G, P, k²)
+    "R, in the precision and on the device of the weight, whoever put that there."
+    R, weight = self.R, self.weight
+    if (R.dtype, R.device) == (weight.dtype, weight.device): return R
+    return _copy_like(_operator(self.group, self.kernel_size, self.basis), weight)
 
 @patch
 def extra_repr(self:_GroupConvBase):
     "The options, as `print` shows them."
     return (f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, group={self.group}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, basis={self.basis!r}, weights={self.R.shape[1]}")
+
+# %% ../nbs/04_layer.ipynb #c030e29f
+def _are_numbers(*sizes):
+    "False where a tracer or an exporter leaves a size free, or may do so."
+    strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
+    return not strict and all(isinstance(n, int) for n in sizes)
+
+def _is_open(x):
+    "Does `x` leave open how it lies, being a single image, row or column?"
+    traced = torch.compiler.is_exporting() or torch.jit.is_tracing()   # where sizes may be open, too
+    return not traced and 1 in (x.shape[0], *x.shape[-2:])
+
+def _settled(x):
+    "`x`, laid map by map if it leaves open how it lies."
+    return x.contiguous() if _is_open(x) else x
+
+def _split(maps, poses):
+    "(B, C·G, H, W) → (B, C, G, H, W)"
+    maps = _settled(maps)
+    channels = maps.shape[1]//poses
+    return maps.view(maps.shape[:1] + (channels, poses) + maps.shape[2:])
 
 # %% ../nbs/04_layer.ipynb #977c369a
 @patch
@@ -101,13 +119,21 @@ def _convolve(self:_GroupConvBase, x, filters):
     if _are_numbers(H, W) and min(H, W) + 2*self.padding < reach:
         raise ValueError(f"the kernel reaches over {reach} pixels, but the padded image has {H + 2*self.padding}×{W + 2*self.padding}; "
                          "use a larger image, more padding or a smaller kernel")
+    if x.dtype != self.weight.dtype: _check_cast(x, self.weight)
     bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
-    y = F.conv2d(x, filters, bias, self.stride, self.padding, self.dilation, self.groups)
-    return y.view(y.shape[:1] + (self.out_channels, self.group.order) + y.shape[2:])   # (B, C_out·G, …) → (B, C_out, G, …)
+    y = F.conv2d(_settled(x), filters, bias, self.stride, self.padding, self.dilation, self.groups)
+    return _split(y, self.group.order)                                          # (B, C_out·G, …) → (B, C_out, G, …)
+
+def _check_cast(x, weight):
+    "Will autocast make one precision of two?"
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    cast = torch.is_autocast_enabled(x.device.type) and x.dtype in narrow and weight.dtype in narrow
+    _check(cast, f"input and weights must have one precision, got {x.dtype} and {weight.dtype}; "
+           f"cast the input with x.to({weight.dtype}), or the layer")
 
 # %% ../nbs/04_layer.ipynb #285246e6
 class LiftingConv2d(_GroupConvBase):
-    "Images to group features: an ordinary convolution with every kernel in every pose (Cohen & Welling 2016, eq. 10). In evaluation, `refresh()` after writes to `weight.data`."
+    "Images to group features: an ordinary convolution with every kernel in every pose (Cohen & Welling 2016, eq. 10)."
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
@@ -121,16 +147,17 @@ class LiftingConv2d(_GroupConvBase):
 
     def filters(self)->Tensor: # (C_out·G, C_in/groups, k, k)
         "Every kernel in every pose, for `conv2d`."
-        return lifting_filters(self.weight, self.R)
+        return lifting_filters(self.weight, self._suited())
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, H, W) → (B, C_out, G, H', W')
+        _check_tensor(x=x)
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"lifting takes images (B, {self.in_channels}, H, W), got {tuple(x.shape)}; group features go to GroupConv2d")
         return self._convolve(x, self.cached_filters())
 
 # %% ../nbs/04_layer.ipynb #56efe5c7
 class GroupConv2d(_GroupConvBase):
-    "Group features to group features: convolution over positions and poses (Cohen & Welling 2016, eq. 11). In evaluation, `refresh()` after writes to `weight.data`."
+    "Group features to group features: convolution over positions and poses (Cohen & Welling 2016, eq. 11)."
     def __init__(self,
         in_channels:int, out_channels:int,
         kernel_size:int,   # odd
@@ -145,14 +172,17 @@ class GroupConv2d(_GroupConvBase):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self.relative = relative_pose(self.group).to(self.weight.device)
+        self.relative = relative_pose(self.group).to(self.R.device)
         return self
 
     def filters(self)->Tensor: # (C_out·G, C_in/groups·G, k, k)
         "Every kernel in every pose, for `conv2d`."
-        return group_filters(self.weight, self.R, self.relative)
+        relative = self.relative
+        if relative.device != self.weight.device: relative = relative_pose(self.group).to(self.weight.device)
+        return group_filters(self.weight, self._suited(), relative)
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, G, H, W) → (B, C_out, G, H', W')
+        _check_tensor(x=x)
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
             raise ValueError(f"a group convolution takes features (B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, "
                              f"got {tuple(x.shape)}; lift images with LiftingConv2d")
@@ -160,85 +190,148 @@ class GroupConv2d(_GroupConvBase):
 
 # %% ../nbs/04_layer.ipynb #cde96200
 def _check_feature(x, channels='C'):
-    _check(x.ndim == 5 and channels in ('C', x.shape[1]), f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
+    _check_tensor(x=x)
+    if x.ndim != 5 or channels not in ('C', x.shape[1]):
+        raise ValueError(f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
+
+def _check_maps(x):
+    _check_tensor(x=x)
+    if x.ndim not in (4, 5):
+        raise ValueError(f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+
+def _check_float(x):
+    "Numbers that have a mean?"
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"floating point numbers are wanted, got {x.dtype}; cast them with x.float()")
 
 def _each_pose(t, poses): return None if t is None else t.repeat_interleave(poses)   # (C,) → (C·G,)
 
 def _is_by_pixel(x):
-    "Do the channels (and poses) of each pixel lie side by side?"
-    return not _transformed() and x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and x.stride(-1) > 1
+    "Do the channels (and poses) of each pixel lie side by side, and may we make use of it?"
+    if _transformed() or _is_open(x): return False
+    return x.stride()[1:-2] in ((1,), (x.shape[2], 1)) and x.stride(-1) > 1
 
 # %% ../nbs/04_layer.ipynb #f8737c7f
+def _check_norm(eps, affine, device, dtype, **channels):
+    _check_whole(**channels)
+    _check_number(0, eps=eps)
+    _check_flag(affine=affine)
+    _check_factory(device, dtype)
+
 class _ChannelNorm(nn.GroupNorm):
     "`nn.GroupNorm` on group features."
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_channels)
+        _check_float(x)
         weight, bias = (_each_pose(t, x.shape[2]) for t in (self.weight, self.bias))
-        return F.group_norm(x.flatten(1, 2), self.num_groups, weight, bias, self.eps).view_as(x)
+        maps = _settled(x.flatten(1, 2))                                  # (B, C·G, H, W)
+        return F.group_norm(maps, self.num_groups, weight, bias, self.eps).view_as(x)
 
 class GroupLayerNorm(_ChannelNorm):
     "Layer norm with statistics over (C, G, H, W) of each sample, one scale and shift per channel (Ba et al. 2016)."
     def __init__(self, num_channels:int, eps:float=1e-5, affine:bool=True, device=None, dtype=None):
-        _check_whole(num_channels=num_channels)
+        _check_norm(eps, affine, device, dtype, num_channels=num_channels)
         super().__init__(1, num_channels, eps, affine, device, dtype)
 
 class GroupInstanceNorm(_ChannelNorm):
     "Instance norm with statistics over (G, H, W) of each sample and channel, one scale and shift per channel (Ulyanov et al. 2016)."
     def __init__(self, num_features:int, eps:float=1e-5, affine:bool=True, device=None, dtype=None):
-        _check_whole(num_features=num_features)
+        _check_norm(eps, affine, device, dtype, num_features=num_features)
         super().__init__(num_features, num_features, eps, affine, device, dtype)
 
 # %% ../nbs/04_layer.ipynb #fa01f058
+def _plain_norm(x, weight, bias, eps, poses):
+    "Batch norm in training of maps (B, C·G, H, W) as PyTorch has it: (B, C, G·H·W)."
+    lines = x.unflatten(1, (-1, poses)).flatten(2)
+    return F.batch_norm(lines, None, None, weight, bias, True, 0., eps)
+
+def _plain_gradients(ctx, grad):
+    "Gradients that can be differentiated again, or asked for in many directions at once."
+    inputs, wanted = ctx.saved_tensors[:3], ctx.needs_input_grad[:3]
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = _plain_norm(*inputs, ctx.eps, ctx.poses)
+        lines = grad.unflatten(1, (-1, ctx.poses)).flatten(2)
+        asked = [t for t, w in zip(inputs, wanted) if w]
+        found = iter(torch.autograd.grad(y, asked, lines, create_graph=twice))
+    return [next(found) if w else None for w in wanted]
+
 class _SharedStatistics(torch.autograd.Function):
     "Batch norm in training of maps (B, C·G, H, W), with one mean and variance for the poses of a channel; gives these as well."
     @staticmethod
     def forward(ctx, x, weight, bias, eps, poses):
-        kept = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)   # makes the statistics of half precision wide
+        wide = torch.promote_types(x.dtype, torch.float32)
+        kept = torch.zeros(x.shape[1], dtype=wide, device=x.device)   # makes the statistics of half precision wide
         means, variances = (t.view(-1, poses) for t in torch.batch_norm_update_stats(x, kept, kept, 0.))
         mean, var = means.mean(1), variances.mean(1) + means.var(1, correction=0)
-        weight, bias = (None if t is None else _each_pose(t.to(kept.dtype), poses) for t in (weight, bias))
         ctx.eps, ctx.poses = eps, poses
-        ctx.save_for_backward(x, weight, *(each := [_each_pose(t, poses) for t in (mean, var)]))
+        ctx.save_for_backward(x, weight, bias, mean, var)
         ctx.mark_non_differentiable(mean, var)
-        return F.batch_norm(x, *each, weight, bias, False, 0., eps), mean, var
+        weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
+        numbers = (_each_pose(t, poses) for t in (mean, var, weight, bias))
+        return F.batch_norm(x, *numbers, False, 0., eps), mean, var
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_):
-        x, weight, mean, var = ctx.saved_tensors
-        grads = torch.ops.aten.native_batch_norm_backward(grad, x, weight, mean, var, None, None, False, ctx.eps, [True]*3)
+        if torch.is_grad_enabled() or _transformed():
+            return *_plain_gradients(ctx, grad), None, None
+        x, weight, _, mean, var = ctx.saved_tensors
+        weight = None if weight is None else weight.to(mean.dtype)
+        weight, mean, var = (_each_pose(t, ctx.poses) for t in (weight, mean, var))
+        given = (weight, mean, var, None, None, False, ctx.eps, [True]*3)
+        grads = torch.ops.aten.native_batch_norm_backward(grad, x, *given)
         grad_weight, grad_bias = (t.view(-1, ctx.poses).sum(1) for t in grads[1:])
         inverse, n = (var + ctx.eps).rsqrt(), x.numel()/len(grad_bias)
         factor = inverse/n if weight is None else weight*inverse/n
         slope = -factor*inverse*_each_pose(grad_weight, ctx.poses)
         line = -factor*_each_pose(grad_bias, ctx.poses) - slope*mean
         grad_x = grads[0].addcmul_(x, slope[:, None, None].to(x.dtype)).add_(line[:, None, None])
-        return grad_x, *(t if wanted else None for t, wanted in zip((grad_weight, grad_bias), ctx.needs_input_grad[1:])), None, None
+        found = zip((grad_x, grad_weight, grad_bias), ctx.needs_input_grad)
+        return *(t if wanted else None for t, wanted in found), None, None
 
 # %% ../nbs/04_layer.ipynb #98830c0c
 class GroupBatchNorm(nn.BatchNorm3d):
     "Batch norm with statistics over batch, poses and positions, one scale and shift per channel (Ioffe & Szegedy 2015)."
-    def __init__(self, num_features:int, *args, **kwargs): # then as in nn.BatchNorm3d
-        _check_whole(num_features=num_features)
-        super().__init__(num_features, *args, **kwargs)
+    def __init__(self, num_features:int, eps:float=1e-5, momentum:float|None=.1, affine:bool=True, # as in nn.BatchNorm3d
+                 track_running_stats:bool=True, device=None, dtype=None, **kwargs):
+        _check_norm(eps, affine, device, dtype, num_features=num_features)
+        _check_number(0, 1, momentum=.1 if momentum is None else momentum)
+        _check_flag(track_running_stats=track_running_stats)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_features)
-        return self._by_pixel(x) if _is_by_pixel(x) and x.numel() > self.num_features else super().forward(x)
+        _check_float(x)
+        if _is_by_pixel(x) and self._knows(x): return self._by_pixel(x)
+        if x.shape[2] > 1 and not _is_open(x): return super().forward(x)
+        return super().forward(x.flatten(2)).view_as(x)            # lines lie in one way only
+
+    def _check_input_dim(self, x): pass                            # `forward` does
+
+    def _knows(self, x):
+        "More than one number a channel, and precisions that nn.BatchNorm3d takes together?"
+        own = (self.weight, self.bias, self.running_mean, self.running_var)
+        dtypes = {t.dtype for t in own if t is not None}
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        known = dtypes <= {x.dtype} or half and dtypes <= {torch.float32}
+        return known and x.numel() > self.num_features
 
     def _by_pixel(self, x):
         maps, poses = x.flatten(1, 2), x.shape[2]
         if not self.training and self.running_mean is not None:
-            numbers = (_each_pose(t, poses) for t in (self.running_mean, self.running_var, self.weight, self.bias))
-            return F.batch_norm(maps, *numbers, False, 0., self.eps).view_as(x)
+            own = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(maps, *(_each_pose(t, poses) for t in own), False, 0., self.eps).view_as(x)
         y, mean, var = _SharedStatistics.apply(maps, self.weight, self.bias, self.eps, poses)
-        if self.training and self.running_mean is not None: self._keep(mean, var, x.numel()/self.num_features)
+        if self.training and self.track_running_stats:
+            self._keep(mean, var, x.numel()/self.num_features)
         return y.view_as(x)
 
     @torch.no_grad()
     def _keep(self, mean, var, n): # of n numbers
-        self.num_batches_tracked += 1
-        rate = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        count, rate = self.num_batches_tracked, self.momentum
+        if count is not None: count += 1
+        if rate is None: rate = 0. if count is None else 1/count.item()
+        if self.running_mean is None: return
         self.running_mean.lerp_(mean.to(self.running_mean), rate)
         self.running_var.lerp_(var.to(self.running_var)*(n/(n - 1)), rate)
 
@@ -252,7 +345,8 @@ class GroupDropout(nn.Dropout3d):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x)
-        return super().forward(x)
+        _check_float(x)
+        return super().forward(_settled(x))
 
 # %% ../nbs/04_layer.ipynb #476aa2f8
 class _PerPose:
@@ -260,16 +354,17 @@ class _PerPose:
     def __init__(self, kernel_size:int, stride:int|None=None, padding:int=0): # as in nn.MaxPool2d; stride None: kernel_size
         _check_whole(kernel_size=kernel_size, stride=kernel_size if stride is None else stride)
         _check_whole(0, padding=padding)
+        _check(padding <= kernel_size//2, f"padding must be at most half of the window of {kernel_size}, got {padding}; use a larger window")
         super().__init__(kernel_size, stride, padding)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
         _check_feature(x)
+        if isinstance(self, nn.AvgPool2d): _check_float(x)
         H, W = x.shape[-2:]
-        enough = not _are_numbers(H, W) or min(H, W) + 2*self.padding >= self.kernel_size
-        _check(enough, f"the window reaches over {self.kernel_size} pixels, but the image has {H}×{W}; "
-               "use a smaller window or a larger image")
-        y = super().forward(x.flatten(1, 2))                        # (B, C·G, H', W')
-        return y.view(x.shape[:3] + y.shape[2:])
+        if _are_numbers(H, W) and min(H, W) + 2*self.padding < self.kernel_size:
+            raise ValueError(f"the window reaches over {self.kernel_size} pixels, but the image has "
+                             f"{H}×{W}; use a smaller window or a larger image")
+        return _split(super().forward(_settled(x.flatten(1, 2))), x.shape[2])
 
 class GroupMaxPool2d(_PerPose, nn.MaxPool2d): "`nn.MaxPool2d` in every pose."
 
@@ -291,23 +386,31 @@ def _halve(x): # (B, C, H, W) → (B, C, H//2, W//2)
 class Downsample2d(nn.Module):
     "Halve height and width by averaging, exact under quarter turns at every size."
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H//2, W//2); odd sizes: (H-1)/2
-        _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        _check_maps(x)
+        _check_float(x)
         H, W = x.shape[-2:]
-        _check(not _are_numbers(H, W) or min(H, W) >= 2, f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; use fewer halvings or a larger image")
-        y = _halve(x.flatten(1, -3))
-        return y.view(x.shape[:-2] + y.shape[-2:])
+        if _are_numbers(H, W) and min(H, W) < 2:
+            raise ValueError(f"at least 2×2 pixels are wanted to halve an image, got {H}×{W}; "
+                             "use fewer halvings or a larger image")
+        maps = _settled(_halve(_settled(x.flatten(1, -3))))         # (B, C·G, H', W')
+        return maps.view(x.shape[:-2] + maps.shape[-2:])
 
 # %% ../nbs/04_layer.ipynb #f8513988
-REDUCE = {'mean': Tensor.mean, 'max': Tensor.amax}
+def _mean(x, axes):
+    _check_float(x)
+    return x.mean(axes)
+
+REDUCE = {'mean': _mean, 'max': Tensor.amax}
 
 def _check_reduce(name, value):
-    _check(value in list(REDUCE), f"{name} must be 'mean' or 'max', got {value!r}")
+    _check(isinstance(value, str) and value in REDUCE, f"{name} must be 'mean' or 'max', got {value!r}")
 
 class GroupPool(nn.Module):
     "Pool over poses: an equivariant group feature becomes an equivariant image."
     def __init__(self, reduce:str='max'): # 'max' or 'mean'
         super().__init__()
-        _check_reduce('reduce', reduce); self.reduce = reduce
+        _check_reduce('reduce', reduce)
+        self.reduce = reduce
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, H, W)
         _check_feature(x)
@@ -325,7 +428,8 @@ class GlobalPool(nn.Module):
         self.space, self.pose = space, pose
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C)
-        _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        _check_maps(x)
+        _check(min(x.shape[-2:]) > 0, "images of at least one pixel are wanted to pool over")
         x = x.movedim((-2, -1), (1, 2)) if (moved := _is_by_pixel(x)) else x   # for a gradient that lies as x does
         x = REDUCE[self.space](x, (1, 2) if moved else (-2, -1))
         return REDUCE[self.pose](x, 2) if x.ndim == 3 else x
@@ -366,13 +470,47 @@ def _check_batches(module, x, y):
         if not all(b.isfinite().all() for b in twin.buffers()): raise AssertionError("batch of 0: buffers spoilt")
 
 # %% ../nbs/04_layer.ipynb #8b76287b
-def _check_layout(module, x, y):
-    "Pixel by pixel: the same result, in evaluation and in training."
-    def moved(t): return t.flatten(1, -3).to(memory_format=torch.channels_last).view_as(t) if t.ndim > 3 else t
-    _same(module(moved(x)), y, 1e-4, 'channels_last')
-    def outcome(t): torch.manual_seed(0); return copy.deepcopy(module).train()(t)   # with the same dice
-    _same(outcome(moved(x)), outcome(x), 1e-3, 'channels_last, in training')
+def _pixel_by_pixel(t):
+    "The same numbers, laid out pixel by pixel."
+    if t.ndim < 4: return t
+    maps = t.flatten(1, -3).to(memory_format=torch.channels_last)
+    return maps if t.ndim == 4 else maps.view_as(t)
 
+def _outcome(module, x, mode, lay=Tensor.contiguous, lay_gradient=Tensor.contiguous):
+    "What a copy gives, and what it does to its buffers, by name."
+    torch.manual_seed(0)                                                # the same dice
+    twin, x = copy.deepcopy(module).train(mode), lay(x).detach().requires_grad_()
+    y = twin(x)
+    found = {'the output': y, **dict(twin.named_buffers())}
+    if not y.requires_grad: return found
+    inputs = {'the input': x} | {n: p for n, p in twin.named_parameters() if p.requires_grad}
+    toward = torch.linspace(-1, 1, y.numel()).to(y).view_as(y)
+    grads = torch.autograd.grad(y, [*inputs.values()], lay_gradient(toward), allow_unused=True)
+    return found | {f'the gradient of {n}': g for n, g in zip(inputs, grads) if g is not None}
+
+def _check_alike(got, want, tol, what):
+    "Relative to the largest number of each, or, where that is rounding, to a trace of the largest of all."
+    sizes = {name: t.abs().max().item() for name, t in want.items() if t.numel()}
+    for name, size in sizes.items():
+        off = (got[name] - want[name]).abs().max().item()
+        if not off <= tol*max(size, 1e-6*max(sizes.values())):
+            raise AssertionError(f"{what}: {name} differs by {off:.1e}, where the largest is {size:.1e}")
+
+@torch.enable_grad()
+def _check_layouts(module, x):
+    "Output, gradients and buffers are those of the plain case, in all layouts, modes and batches."
+    module, x = copy.deepcopy(module).double(), x.double()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    x = x + noise.to(x.device)*x.std()/100                              # where numbers are equal, a maximum has no one gradient
+    layouts = {'map by map': Tensor.contiguous, 'pixel by pixel': _pixel_by_pixel}
+    for mode, batch in itertools.product((False, True), (1, 2, 4)):
+        try: want = _outcome(module, x[:batch], mode)
+        except ValueError: continue                                     # such as a norm of a single number
+        for there, back in itertools.product(layouts, layouts):
+            got = _outcome(module, x[:batch], mode, layouts[there], layouts[back])
+            _check_alike(got, want, 1e-6, f"batch of {batch} {'in training' if mode else 'in evaluation'}, {there}, its gradient {back}")
+
+# %% ../nbs/04_layer.ipynb #a26903f4
 def _check_transforms(module, x, y, backend):
     "`torch.compile` without a graph break, and `vmap` over stacked modules."
     torch._dynamo.reset()
@@ -392,7 +530,14 @@ def check_module(
     backend:str|None='aot_eager', # of torch.compile; 'inductor' wants a C++ compiler
 ):
     "Raise an `AssertionError` unless `module` survives what PyTorch does to modules."
+    _check(isinstance(module, nn.Module), f"module must be an nn.Module, got {module!r}; make one of your class")
+    _check_tensor(x=x)
+    ok = x.dtype == torch.float32 and x.ndim > 0 and len(x) >= 4
+    _check(ok, f"x must be at least 4 samples in float32, got {tuple(x.shape)} in {x.dtype}")
     module = copy.deepcopy(module).eval()
     y = module(x)
-    _check_copies(module, x, y); _check_precision(module, x, y); _check_batches(module, x, y); _check_layout(module, x, y)
+    _check_copies(module, x, y)
+    _check_precision(module, x, y)
+    _check_batches(module, x, y)
+    _check_layouts(module, x)
     _check_transforms(module, x, y, backend)

@@ -8,7 +8,7 @@ __all__ = ['blur_pool', 'BlurPool2d', 'MaxBlurPool2d', 'Upsample2d']
 # %% ../nbs/04b_sampling.ipynb #40458b03
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .layer import _are_numbers, _check, _check_whole
+from .layer import _are_numbers, _check, _check_whole, _settled
 
 # %% ../nbs/04b_sampling.ipynb #48bac6d4
 def _centred(size, stride):
@@ -54,10 +54,11 @@ class _Resample(nn.Module):
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H', W')
         _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
         H, W = x.shape[-2:]
-        _check(not _are_numbers(H, W) or min(H, W) >= self.least, f"at least {self.least}×{self.least} pixels are wanted, "
-               f"got {H}×{W}; use a larger image or fewer such layers")
-        y = self.resample(x.flatten(1, -3))                # (B, C·G, H', W')
-        return y.view(x.shape[:-2] + y.shape[-2:])
+        if _are_numbers(H, W) and min(H, W) < self.least:
+            raise ValueError(f"at least {self.least}×{self.least} pixels are wanted, got {H}×{W}; "
+                             "use a larger image or fewer such layers")
+        maps = _settled(self.resample(_settled(x.flatten(1, -3))))  # (B, C·G, H', W')
+        return maps.view(x.shape[:-2] + maps.shape[-2:])
 
 # %% ../nbs/04b_sampling.ipynb #2e88bf79
 class BlurPool2d(_Resample):
