@@ -62,7 +62,7 @@ def one_process(tmp_path_factory):
 
 @pytest.mark.parametrize('source, target', [*itertools.product(WRAPPED, WRAPPED)])
 def test_wrapped(source, target, tmp_path):
-    "Written under the network's own names, read into any wrapper; and from wrappers' names."
+    "Written under the network's own names, read into any wrapper; wrappers' names, too."
     path, net, wanted = tmp_path/'net', WRAPPED[source](seed=0), predict(Net(seed=0), X)
     save_checkpoint(path, net)
     with safe_open(path, 'pt') as f: assert sorted(f.keys()) == sorted(NAMES)
@@ -78,10 +78,11 @@ def test_wrapped_otherwise(tmp_path):
     "What isn't the same network is refused, whatever the names."
     path, averaged = tmp_path/'net', AveragedModel(Net())
     own = Net().state_dict()
+    twins = {f'_orig_mod.{k}': v.clone() for k, v in own.items()}
     for said, state in {
         'unexpected: n_averaged': averaged.state_dict(),
         'missing: blocks.0.bias': {f'module.{k}': own[k] for k in own if 'bias' not in k},
-        'unexpected: _orig_mod.blocks.0': own | {f'_orig_mod.{k}': +own[k] for k in own},
+        'unexpected: _orig_mod.blocks.0': own | twins,
     }.items():
         path.write_bytes(save(state))
         with pytest.raises(ValueError, match=said): load_checkpoint(path, Net())
@@ -110,8 +111,7 @@ def test_metadata(kind, tmp_path):
     assert net.pixel_statistics == wanted
 
 
-FILES = ['net', 'net.s0', 'net.s0.safetensors', '.net', 'a b', 'ü', "it's", 'new/folder/net',
-         'n'*255]
+FILES = ['net', 'net.s0', 'net.s0.safetensors', '.net', 'a b', 'ü', "it's", 'new/net', 'n'*255]
 REFUSED = {'': "got ''"}
 REFUSED |= dict.fromkeys(['folder', 'new/', '.', '..'], 'add a name')
 REFUSED |= dict.fromkeys(['file/below', 'n'*256, 'a\0b'], 'folder that can be written')
@@ -184,7 +184,7 @@ def test_abandoned(tmp_path):
     host, pid, number, part = left[1:].split('.')
     assert part == 'part' and host == trainer._HOST
     stays = {f'.elsewhere.{pid}.0.part', f'{host}.{pid}.0.part', f'.{host}.x.0.part',
-             'a.part', f'.{host}.{os.getppid()}.0.part', f'.{host}.1.0.part'}   # of the living
+             'a.part', f'.{host}.{os.getppid()}.0.part', f'.{host}.1.0.part'}
     formerly = f'.{host}.{os.getpid()}.123456.part'   # of a process that had our number
     goes = {left, f'.{host}.{pid}.7.part', formerly}
     for write in WRITERS.values():
