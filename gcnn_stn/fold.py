@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from .layer import Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatchNorm
 from .layer import GroupConv2d, GroupDropout, GroupInstanceNorm, GroupLayerNorm
-from .layer import GroupMaxPool2d, GroupPool, LiftingConv2d, REDUCE, _halve
+from .layer import GroupMaxPool2d, GroupPool, LiftingConv2d, _halve
 from .model import Classifier, unwrapped
 from .sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from .separable import DepthwiseGroupConv2d, SeparableGroupConv2d
@@ -122,7 +122,7 @@ def _each_pose(forward):
         return y.view(x.shape[:-2] + y.shape[-2:])
     return each
 
-def _reduced(x, how, dims): return getattr(x, REDUCE[how].__name__)(dims)
+def _reduced(x, how, dims): return x.mean(dims) if how == 'mean' else x.amax(dims)
 
 def _global_pool(m, x): # to which an image is a feature with one pose
     x = _reduced(x, m.space, (-2, -1)).unsqueeze(-1).flatten(2)   # (B, C, G)
