@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from .group import CyclicGroup, DihedralGroup, FiniteGroup, transform_image
@@ -166,8 +167,8 @@ def _widen(v):
     return v.to(WIDE[v.dtype]) if isinstance(v, Tensor) and v.dtype in WIDE else v
 
 def _home(t):
-    "Where a tensor keeps its numbers; views of them have the same home."
-    return t.untyped_storage()._cdata if t.layout is torch.strided else id(t)
+    "Where a tensor keeps its numbers, a place not used twice; views have the same home."
+    return StorageWeakRef(t.untyped_storage()) if t.layout is torch.strided else id(t)
 
 def _tensors(tree): return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
@@ -186,7 +187,11 @@ def _origins(model):
 
 class Run(TorchDispatchMode):
     "While it lasts: double precision, and rings in the place of learned kernels."
-    def __init__(self, model, x, every=False): # every: also of those with a group
+    def __init__(self,
+        model:nn.Module,
+        x:Tensor,         # the image
+        every:bool=False, # also those of layers with a group
+    ):
         super().__init__()
         self.ringed = (LEARNED, TURNED) if every else (LEARNED,)
         self.origins = _origins(model) | {_home(x): LIVE}
@@ -274,7 +279,10 @@ def _tried(f, *args):
 # %% ../nbs/07bb_pixel.ipynb #6e1e395a
 class Bench:
     "A copy of a model on which named pixels are tried."
-    def __init__(self, model, group=None):
+    def __init__(self,
+        model:nn.Module,
+        group:FiniteGroup|None=None, # whose turns are to hold; None: the model's, or C4
+    ):
         self.model = _twin(model)
         found = {_group_of(m) for m in self.model.modules()} - {None}
         self.groups = [group] if group else list(found)
