@@ -224,7 +224,7 @@ def _early_death(process):
     code = process.exitcode
     if code is None or code < 0: return _death(process)
     raise ValueError("processes must be able to import their script and their work, got one "
-                     f"that ended with status {code} before it began; {GUARD}")
+                     f"that ended with status {code} before it began; {GUARD}") from None
 
 # %% ../nbs/09d_runner.ipynb #16d3fd5e
 def _listen(pipe, unit, process, report, greeted):
@@ -417,7 +417,7 @@ def run_missing(
 )->dict:             # id → Failure of the runs that failed
     "Do all that is missing."
     _check_places(units, out)
-    failed, apart, board = {}, set(), _Board(units, cost, progress)
+    failed, apart, board = {}, set(), _Board(units, cost, progress and len(units) > 0)
     def is_todo(run): return run.id not in failed and is_missing(run)
     def todo():
         parts = [part for unit in units for part in _parts(unit, apart)]

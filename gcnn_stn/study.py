@@ -106,7 +106,7 @@ def build(
     if (in_channels, classes) == (1, 10): return MODELS[model](**kwargs)
     raise ValueError("the published networks read grey images of ten classes, "
                      f"got {in_channels} channels and {classes} classes; "
-                     f"leave it out with --only 'contender!={contender}'")
+                     f"leave it out of a study, with --only 'contender!={contender}'")
 
 # %% ../nbs/10_study.ipynb #d2831a0e
 # regime → whether training images are turned
@@ -405,13 +405,15 @@ def _departure(record, wanted, where=''):
 def _foreign(record, run):
     "Why a record isn't this run's, in words; None: it is."
     defaults = dict(threads=run.threads)   # what older versions couldn't choose was the default
-    config = asdict(TrainConfig()) | record['config']
-    return _departure(defaults | record | dict(config=config), identity(run))
+    config, wanted = asdict(TrainConfig()) | record['config'], identity(run)
+    unknown = {*record['model']} - {'label', *wanted['model']}
+    if unknown: return f"model has {', '.join(sorted(unknown))}, too"
+    return _departure(defaults | record | dict(config=config), wanted)
 
 # %% ../nbs/10_study.ipynb #b0b4de92
-def _is_count(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 def _is_number(v):
-    return isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < math.inf
+    return isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1e300
+def _is_count(v): return isinstance(v, int) and _is_number(v)
 def _is_share(v): return _is_number(v) and v <= 1
 def _is_list(v, n, each): return isinstance(v, list) and len(v) == n and all(map(each, v))
 def _is_matrix(v):
@@ -594,6 +596,7 @@ def _stamp(path):
     "What changes when a file does; None: there is none."
     try: found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError): return None
+    except OSError as e: return 0, 0, e.errno   # a link to itself, say
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 def _believe(record, run, data):
