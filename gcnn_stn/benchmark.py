@@ -26,14 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
-from .data import MNIST_MEAN, MNIST_STD, random_angles, rotate
+from .data import MNIST_MEAN, MNIST_STD, random_angles, rotate, user_path
 from .fold import fold
 from .group import CyclicGroup
 from .layer import GroupBatchNorm, GroupConv2d, GroupLayerNorm, LiftingConv2d
 from .model import GCNN, published_gcnn
+from .runner import command_line
 from .separable import SeparableGroupConv2d
 from .stn import LocalizationNet, SpatialTransformer, published_transformer
-from .train import Speed, TrainConfig, fit, write_atomically
+from .train import Speed, TrainConfig, check_writable, fit, write_atomically
 
 # %% ../nbs/15_benchmark.ipynb #daf91719
 @dataclass(frozen=True)
@@ -207,7 +208,8 @@ def _compare(able, inputs):
 def _machine(device):
     "What computes."
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
-    info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+    info, path = '', Path('/proc/cpuinfo')
+    if path.exists(): info = path.read_text(encoding='utf-8', errors='replace')
     return next((line.partition(':')[2].strip() for line in info.splitlines() if line.startswith('model name')), platform.processor() or platform.machine())
 
 def _about(device, precision):
@@ -562,8 +564,9 @@ def quick()->list:
 # %% ../nbs/15_benchmark.ipynb #2b993049
 def read_rows(path)->list: # of dicts, as measure gives them; empty if there is no file
     "What was measured."
-    path = Path(path)
-    return [*csv.DictReader(io.StringIO(path.read_text()))] if path.exists() else []
+    path = user_path(path)
+    if not path.exists(): return []
+    return [*csv.DictReader(io.StringIO(path.read_text(encoding='utf-8')))]
 
 def write_rows(path, rows):
     "All rows, whole or not at all."
@@ -578,6 +581,7 @@ def run_cases(
     progress=True, **kwargs, # device, precision, seconds, least, seed as for measure
 )->int:                # how many were measured
     "Measure what isn't in the file yet, and write each case as it is done."
+    path = user_path(path)
     there = {row['case'] for row in read_rows(path)}
     wanted = [name for name in cases if again or name not in there]
     for name in (bar := tqdm(wanted, desc='cases', unit='', disable=not progress)):
@@ -626,17 +630,20 @@ def _with_peers(names):
 def _check(args):
     if args.device not in ('cpu', 'cuda') or args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu, or cuda where there is one, got {args.device!r}")
-    if not args.seconds >= 0: raise ValueError(f"seconds must be at least 0, got {args.seconds}")
-    if args.threads is not None and args.threads < 1: raise ValueError(f"threads must be at least 1, got {args.threads}")
+    if not 0 <= args.seconds < math.inf:
+        raise ValueError(f"seconds must be at least 0, and finite, got {args.seconds}")
+    if args.threads is not None and not 1 <= args.threads <= 1024:
+        raise ValueError(f"threads must be at least 1 and at most 1024, got {args.threads}")
 
 def _bench(args):
     _check(args)
     cases = _select(args.only, quick() if args.quick else grid())
     if args.peers: cases = _with_peers(cases)
     if args.list: print(*cases, sep='\n'); return
-    if args.threads: torch.set_num_threads(args.threads)
     parts = [args.device, *([args.precision] if args.precision != 'float32' else []), *(['peers'] if args.peers else [])]
-    path = Path(args.out)/f"{'-'.join(parts)}.csv"
+    path = user_path(args.out)/f"{'-'.join(parts)}.csv"
+    check_writable(path)
+    if args.threads: torch.set_num_threads(args.threads)
     done = run_cases(cases, path, args.again, device=args.device, precision=args.precision, seconds=args.seconds)
     print(f'{done} of {len(cases)} cases measured, {len(cases) - done} were there: {path}')
     print(_told([r for r in read_rows(path) if r['case'] in cases]))
@@ -651,12 +658,11 @@ def _told(rows):
     return '\n'.join(lines)
 
 # %% ../nbs/15_benchmark.ipynb #f0a9fae9
-def main(argv=None)->int: # exit status: 0, 2 if nothing was asked that makes sense, 130 if interrupted
+def main(
+    argv=None, # arguments; None: the command line's
+)->int:        # 0; 2 if what was asked makes no sense; 130 if interrupted
     "The command `gcnn_stn_bench`."
-    try: _bench(_arguments().parse_args(argv))
-    except ValueError as e: print(f'gcnn_stn_bench: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('interrupted; what was measured is kept', file=sys.stderr); return 130
-    return 0
+    return command_line(_arguments(), _bench, argv, 'interrupted; what was measured is kept')
 
 # %% ../nbs/15_benchmark.ipynb #0597b1bd
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())   # not in a notebook

@@ -6,15 +6,20 @@
 __all__ = ['write', 'draw_all', 'report_missing', 'main']
 
 # %% ../nbs/11d_gallery.ipynb #f09e4cc9
-import argparse, sys
+import argparse
+import sys
 from pathlib import Path
+
 import pandas as pd
 from tqdm import tqdm
+
 from . import turning, chart, table   # their drawings join the list
+from .data import user_path
 from .figure import DRAWINGS, Evidence, command, notes
+from .runner import command_line, csv_bytes
 from .study import markdown
 from .style import save_figure
-from .train import write_atomically
+from .train import check_writable, write_atomically
 
 # %% ../nbs/11d_gallery.ipynb #b1e17e3e
 def write(
@@ -22,8 +27,8 @@ def write(
 )->list:         # of files
     "A figure as SVG and PNG, a table as CSV and Markdown."
     if not isinstance(drawn, pd.DataFrame): return save_figure(drawn, path)
-    files = {Path(f'{path}.csv'): drawn.to_csv(index=False), Path(f'{path}.md'): markdown(drawn)}
-    for file, text in files.items(): write_atomically(file, text.encode())
+    files = {Path(f'{path}.csv'): csv_bytes(drawn), Path(f'{path}.md'): markdown(drawn).encode()}
+    for file, data in files.items(): write_atomically(file, data)
     return [*files]
 
 def draw_all(
@@ -31,9 +36,10 @@ def draw_all(
     progress=True,
 )->tuple: # files by name, notes by name, reasons by name of what couldn't be drawn
     "Draw; what lacks its evidence doesn't stop the others."
-    files, said, failed = {}, {}, {}
+    files, said, failed, out = {}, {}, {}, user_path(out)
+    check_writable(out/'probe')
     for name in tqdm(names, desc='drawing', unit='', disable=not progress):
-        try: files[name] = write(DRAWINGS[name].draw(evidence), Path(out)/name)
+        try: files[name] = write(DRAWINGS[name].draw(evidence), out/name)
         except LookupError as e: failed[name] = str(e)
         said[name] = notes(evidence, name)
     return files, {k: v for k, v in said.items() if v}, failed
@@ -51,9 +57,12 @@ def report_missing(evidence:Evidence, few=3)->str:
 
 # %% ../nbs/11d_gallery.ipynb #8c371dc4
 def _arguments():
-    p = argparse.ArgumentParser('gcnn_stn_figures', description="Draw the figures and tables of the book from the records of a study. Nothing is trained.",
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('names', nargs='*', metavar='NAME', help="what to draw; nothing: everything (see --list)")
+    p = argparse.ArgumentParser(
+        'gcnn_stn_figures', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Draw the figures and tables of the book from the records of a study. "
+                    "Nothing is trained.")
+    p.add_argument('names', nargs='*', metavar='NAME',
+                   help="what to draw; nothing: everything (see --list)")
     p.add_argument('--results', default='results', help="folder of the study")
     p.add_argument('--out', help="folder for the files; None: RESULTS/figures")
     p.add_argument('--device', default='auto', help="auto, cpu, cuda or mps")
@@ -62,13 +71,20 @@ def _arguments():
 
 def _check_names(names):
     unknown = [name for name in names if name not in DRAWINGS]
-    if unknown: raise ValueError(f"names must be among {', '.join(DRAWINGS)}, got {', '.join(unknown)}")
+    if unknown:
+        raise ValueError(f"names must be among {', '.join(DRAWINGS)}, got {', '.join(unknown)}")
 
 # %% ../nbs/11d_gallery.ipynb #fb28721b
 def _draw(args):
+    "Do what the command line says; returns the exit status."
+    if args.list:
+        for d in DRAWINGS.values(): print(f'{d.name:20} {d.about}')
+        return 0
     _check_names(args.names)
-    evidence = Evidence(args.results, args.device)
-    files, said, failed = draw_all(args.names or [*DRAWINGS], evidence, args.out or f'{args.results}/figures')
+    results = user_path(args.results)
+    out = results/'figures' if args.out is None else user_path(args.out)
+    evidence = Evidence(results, args.device)
+    files, said, failed = draw_all(args.names or [*DRAWINGS], evidence, out)
     for name, written in files.items(): print(f"{name:20} {', '.join(map(str, written))}")
     for name, text in said.items(): print(f'{name}: {text}')
     for name, why in failed.items(): print(f'{name} not drawn: {why}', file=sys.stderr)
@@ -76,12 +92,8 @@ def _draw(args):
     return int(bool(failed))
 
 # %% ../nbs/11d_gallery.ipynb #4388bbdf
-def main(argv=None)->int: # exit status: 0, 1 if something couldn't be drawn, 2 if nothing was asked that makes sense
+def main(
+    argv=None, # arguments; None: the command line's
+)->int:        # 0; 1 if something couldn't be drawn; 2 if what was asked makes no sense
     "The command `gcnn_stn_figures`."
-    args = _arguments().parse_args(argv)
-    try:
-        if not args.list: return _draw(args)
-        for d in DRAWINGS.values(): print(f'{d.name:20} {d.about}')
-        return 0
-    except ValueError as e: print(f'gcnn_stn_figures: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('interrupted; what was drawn is kept', file=sys.stderr); return 130
+    return command_line(_arguments(), _draw, argv, 'interrupted; what was drawn is kept')

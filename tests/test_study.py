@@ -1,22 +1,40 @@
 "The study survives whatever happens to it, on one machine and on several processes."
-import json, os, random, resource, signal, socket, subprocess, sys, time
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from book import ROOT
 from gcnn_stn.dataset import load_dataset
-from gcnn_stn.study import build
+from gcnn_stn.study import GRIDS, build, run_grid, select
 from gcnn_stn.train import TrainConfig, fit
 
 STUDY = [sys.executable, '-c', 'import sys; from gcnn_stn.study import main; sys.exit(main())']   # as the command that pip installs
-TOY = ['--device', 'cpu', '--digits', '200', '--epochs', '1', '--test', '100']
+TOY = ['--device', 'cpu', '--digits', '200', '--epochs', '1', '--test', '100', '--jobs', '1']
+LIMIT = 1200   # seconds; only what hangs takes as long
 
 
-def command(out, *arguments, head=(*STUDY, '--threads', '1')): return [*head, *TOY, '--out', str(out), *(arguments if '--only' in arguments else ('--only', 'regime=upright', *arguments))]
-def start(out, *arguments, **kwargs): return subprocess.Popen(command(out, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+def command(out, *arguments, head=STUDY):
+    part = () if '--only' in arguments else ('--only', 'regime=upright')
+    return [*head, *TOY, '--out', str(out), *part, *arguments]
+
+
+def start(out, *arguments, **kwargs):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command(out, *arguments), cwd=ROOT, **pipes, **kwargs)
+
+
 def stamps(out): return {p.stem: p.stat().st_mtime_ns for p in (out/'quick'/'runs').glob('*.json')}
 
 
@@ -27,14 +45,25 @@ def run(out, *arguments, **kwargs):
     return done.stdout
 
 
+def records(out):
+    "What the records say, but for times."
+    found = {p.stem: json.loads(p.read_text()) for p in (out/'quick'/'runs').glob('*.json')}
+    for r in found.values(): r['cost'] = {k: r['cost'][k] for k in ('parameters', 'flops')}
+    return found
+
+
+def table(out):
+    "The table, cell by cell."
+    lines = (out/'quick'/'quick.md').read_text('utf-8').splitlines()
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+
+
 def timeless(out):
-    "What the records and tables say, but for times."
-    def strip(r): return {k: v for k, v in r.items() if k != 'cost'} | {k: r['cost'][k] for k in ('parameters', 'flops')}
-    table = [line.split('|') for line in (out/'quick'/'quick.md').read_text().splitlines()]
-    return {p.stem: strip(json.loads(p.read_text())) for p in (out/'quick'/'runs').glob('*.json')}, [row[:6] + row[7:] for row in table]   # not the seconds
+    "What records and table say, but for times."
+    return records(out), [row[:5] + row[6:] for row in table(out)]   # not the seconds
 
 
-def wait_for(condition, process, limit=120):
+def wait_for(condition, process, limit=LIMIT):
     "Wait until something is so; returns it."
     end = time.time() + limit
     while not (found := condition()):
@@ -61,6 +90,37 @@ def undisturbed(tmp_path_factory):
     return out
 
 
+def test_same_bits(undisturbed, tmp_path, monkeypatch):
+    "However many at a time, in whatever process, whatever threads there are: the same records and weights."
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    only = 'contender!=gcnn-c8,contender!=stcnn,regime=upright'
+    run(tmp_path/'command', '--jobs', '1', '--only', only)
+    same_as(undisturbed, tmp_path/'command', 3)
+    runs, threads = select(GRIDS['quick'].runs(digits=200, epochs=1, test=100), only), torch.get_num_threads()
+    torch.set_num_threads(2)
+    run_grid(runs, tmp_path/'inline'/'quick', 'cpu', progress=False)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    same_as(undisturbed, tmp_path/'inline', 3)
+
+
+def test_other_threads(tmp_path):
+    "On two threads it is another run; both are kept, and the table tells them apart."
+    for threads in '1', '2', '2':
+        run(tmp_path, '--threads', threads, '--dataset', 'digits', '--only', 'contender=cnn,regime=upright')
+    found = {id: r['versions']['threads'] for id, r in records(tmp_path).items()}
+    assert found == {f'cnn-quick-digits-n200-e1-t100{more}-upright-s0': n for more, n in (('', 1), ('-threads2', 2))}
+    variants = [row[0] for row in table(tmp_path)[2:]]
+    assert variants == ['digits-n200-e1-t100', 'digits-n200-e1-t100-threads2']
+
+
+def test_one_by_one(tmp_path):
+    "Contenders run one after the other stand in one table, whoever is last."
+    for contender in 'gcnn-c4', 'cnn', 'gcnn-c4':
+        run(tmp_path, '--dataset', 'digits', '--only', f'contender={contender},regime=upright')
+    assert [row[1] for row in table(tmp_path)[2:]] == ['CNN', 'GCNN C4']
+
+
 def test_killed_five_times(undisturbed, tmp_path):
     "Kill -9 at five random moments, then resume: none lost, none double, all as if nothing had happened."
     moment, kept = random.Random(0), {}
@@ -70,7 +130,7 @@ def test_killed_five_times(undisturbed, tmp_path):
         time.sleep(moment.uniform(0, 2))
         orphans = workers(process) if process.poll() is None else []
         process.kill(); process.wait()
-        psutil.wait_procs(orphans, timeout=10)
+        psutil.wait_procs(orphans, timeout=LIMIT)
         assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in orphans)   # nobody works on for a dead runner
         for p in (tmp_path/'quick'/'runs').glob('*.json'): json.loads(p.read_text())
         assert kept.items() <= stamps(tmp_path).items()                                   # what was done stays done
@@ -85,7 +145,7 @@ def test_interrupted(tmp_path):
     process = start(tmp_path, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     wait_for(lambda: stamps(tmp_path), process)
     os.killpg(process.pid, signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=LIMIT)
     kept = stamps(tmp_path)
     assert process.returncode == 130 and f'{len(kept)} of 5 runs are kept' in messages and 'Traceback' not in messages, messages
     listed = run(tmp_path, '--list')
@@ -95,10 +155,10 @@ def test_interrupted(tmp_path):
 def test_two_runners(tmp_path):
     "Two runners share a folder; each run is done by one of them, and both see all in the end."
     pair = [start(tmp_path) for _ in range(2)]
-    outputs = [p.communicate(timeout=300)[0] for p in pair]
+    outputs = [p.communicate(timeout=LIMIT)[0] for p in pair]
     assert [p.returncode for p in pair] == [0, 0] and len(stamps(tmp_path)) == 5
-    table = [o[o.index('trained'):].splitlines()[:6] for o in outputs]
-    assert table[0] == table[1]                                                           # seconds included: the same records
+    said = [o[o.index('trained'):].splitlines()[:6] for o in outputs]
+    assert said[0] == said[1]                                                             # seconds included: the same records
 
 
 def test_dead_worker_and_memory(tmp_path):
@@ -112,7 +172,7 @@ def test_dead_worker_and_memory(tmp_path):
     pair[0].kill()
     memory = pair[1].memory_info().vms - 2**26                                            # what is there stays; the next large tensor is too much
     resource.prlimit(pair[1].pid, resource.RLIMIT_AS, (memory, memory))
-    process.wait(timeout=120)
+    process.wait(timeout=LIMIT)
     failures = {p.stem: json.loads(p.read_text())['reason'] for p in (tmp_path/'quick'/'failed').glob('*.json')}
     assert process.returncode == 1 and len(failures) == 2 and len(stamps(tmp_path)) == 3, (said(), failures)
     assert any('SIGKILL' in reason for reason in failures.values()) and all(f'failed: {id}' in said() for id in failures)
@@ -129,7 +189,7 @@ def test_full_disk(tmp_path):
         if 'kept in memory' in line: break
     assert process.poll() is None and not stamps(tmp_path)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
-    _, messages = process.communicate(timeout=120)
+    _, messages = process.communicate(timeout=LIMIT)
     assert process.returncode == 0 and len(stamps(tmp_path)) == 2, messages
 
 
@@ -147,7 +207,7 @@ def cluster(monkeypatch):
 
 
 def same_as(undisturbed, out, n):
-    ours, theirs = timeless(out)[0], timeless(undisturbed)[0]
+    ours, theirs = records(out), records(undisturbed)
     assert len(ours) == n and all(theirs[id] == record for id, record in ours.items())
 
 
@@ -211,3 +271,55 @@ def test_bad_arguments(tmp_path):
     "Complaints of the command itself; the chapter has the others."
     done = subprocess.run(command(tmp_path, '--jobs', '0'), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and 'jobs must be' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
+SCRIPT = """
+import multiprocessing, sys
+from gcnn_stn.runner import processes, record_path, run_missing
+from chores import Chore, do
+
+{before}
+def study(out={out!r}):
+    units = [(Chore(name),) for name in 'abc']
+    run_missing(units, do, out, lambda run: not record_path(out, run.id).exists(), engine=processes(2), progress=False)
+
+{call}
+"""
+CHORES = """
+from dataclasses import dataclass
+from gcnn_stn.runner import Result
+
+@dataclass(frozen=True)
+class Chore: id:str
+def do(unit, report): return [Result(dict(id=chore.id)) for chore in unit]
+"""
+GUARDED = "if __name__ == '__main__': "
+SPAWN = "multiprocessing.get_all_start_methods = lambda: ['spawn']"
+FILE, STDIN, TEXT, INTERACTIVE = ('script.py',), ('-',), ('-c',), ('-i', '-q')
+SCRIPTS = {   # how it is started, what comes before, how the study is called → whether it is done; or what is said
+    'guarded':          (FILE, '', GUARDED + 'study()', True),
+    'guarded, spawn':   (FILE, SPAWN, GUARDED + 'study()', True),
+    'in a process':     (FILE, '', GUARDED + 'p = multiprocessing.Process(target=study); p.start(); p.join(); sys.exit(p.exitcode)', True),
+    'a text':           (TEXT, '', 'study()', True),
+    'a text, spawn':    (TEXT, SPAWN, 'study()', True),
+    'typed in':         (INTERACTIVE, '', 'study()', True),
+    'unguarded':        (FILE, '', 'study()', "__name__ == '__main__'"),
+    'unguarded, spawn': (FILE, SPAWN, 'study()', "__name__ == '__main__'"),
+    'standard input':   (STDIN, '', GUARDED + 'study()', "__name__ == '__main__'"),
+    'unguarded there':  (STDIN, '', 'study()', "__name__ == '__main__'"),
+    'in a pool':        (FILE, '', GUARDED + 'multiprocessing.Pool(1).apply(study)', 'worker of a pool')}
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_scripts(name, tmp_path):
+    "Wherever a script calls for processes, it gets them or is told what to do; it never waits, and never multiplies."
+    how, before, call, wanted = SCRIPTS[name]
+    script = SCRIPT.format(before=before, call=call, out=str(tmp_path/'out'))
+    for file, text in {'chores.py': CHORES, 'script.py': script}.items(): (tmp_path/file).write_text(text)
+    env = os.environ | {'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])}
+    words = (*how, script) if how == TEXT else how
+    done = subprocess.run([sys.executable, *words], input='' if how in (FILE, TEXT) else script, cwd=tmp_path, env=env,
+                          capture_output=True, text=True, timeout=LIMIT)
+    kept = sorted(p.stem for p in (tmp_path/'out'/'runs').glob('*.json'))
+    if wanted is True: assert kept == ['a', 'b', 'c'], done.stderr
+    else: assert not kept and done.returncode and 'ValueError' in done.stderr and wanted in done.stderr, done.stderr
