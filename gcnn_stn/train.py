@@ -222,11 +222,18 @@ def pick_device(
     return found
 
 # %% ../nbs/09_train.ipynb #0e6cc859
+def _check_tensor(name, t):
+    "Refuse anything but a tensor of numbers, one by one."
+    if not isinstance(t, Tensor):
+        raise ValueError(f"{name} must be a tensor, got a {type(t).__name__}; "
+                         "torch.as_tensor makes one of an array")
+    if t.is_meta or t.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor with values, got one on {t.device} "
+                         f"of {t.layout}; give the numbers themselves")
+
 def _check_images(name, x):
     "Refuse anything but images."
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a tensor of images, got a {type(x).__name__}; "
-                         "torch.as_tensor makes one of an array")
+    _check_tensor(name, x)
     if x.ndim != 4:
         raise ValueError(f"{name} must be images (N, C, H, W), got {tuple(x.shape)}; give "
                          "a single one its batch, x[None], grey ones a channel, x[:, None]")
@@ -339,11 +346,7 @@ def _check_data(name, data):
             f"{name} must be a pair, images and labels, got a {type(data).__name__}; "
             "put all images into one tensor, and all labels into another")
     x, y = data
-    for what, t in ('images', x), ('labels', y):
-        if not isinstance(t, Tensor):
-            raise ValueError(
-                f"{what} of {name} must be a tensor, got a {type(t).__name__}; "
-                "torch.as_tensor makes one of an array")
+    for what, t in ('images', x), ('labels', y): _check_tensor(f'{what} of {name}', t)
     fits = x.ndim == 4 and y.ndim == 1 and len(x) == len(y) > 0
     if not fits or y.dtype != torch.int64:
         raise ValueError(
