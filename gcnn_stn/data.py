@@ -82,7 +82,7 @@ def _known(
 
 def _check_finite(name, t):
     "Refuse nan and infinity."
-    if _known(t) and not t.isfinite().all():
+    if _known(t) and (t - t).any():     # ∞ − ∞ is nan, and nan is something
         bad = t[~t.isfinite()][0].item()
         raise ValueError(f"{name} must be finite, got {bad}; look for where it comes from")
 
@@ -262,7 +262,8 @@ def _wide(t): return t.to(torch.promote_types(t.dtype, torch.float32))   # float
 def _no_autocast(x):
     "Autocast switched off: it won't join tensors in a half precision that isn't its own."
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 def sample(
     x:Tensor,                  # images (B, C, H, W), floating
@@ -272,7 +273,10 @@ def sample(
 )->Tensor:                     # (B, C, H', W'), dtype as x
     "Read images between their pixels, in float32 at least."
     _check_sample(x, grid, mode, padding_mode)
-    wide = torch.promote_types(_wide(x).dtype, grid.dtype)
+    return _between(x, grid, mode, padding_mode)
+
+def _between(x, grid, mode='bilinear', padding_mode='zeros'):
+    wide = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     read = F.grid_sample(x.to(wide), grid.to(wide), mode, padding_mode, align_corners=False)
     return read.to(x.dtype)
 
@@ -340,7 +344,7 @@ def _check_rotate(x):
 def _rotate(x, grid):
     f = x.to(grid.dtype)
     mask = f.new_ones(1, 1, 1, 1).expand(len(f), 1, *f.shape[-2:])
-    f = sample(f, grid).mul_(sample(mask, grid))     # (B, C, H, W)
+    f = _between(f, grid).mul_(_between(mask, grid))   # (B, C, H, W)
     return (f if x.is_floating_point() else f.round_()).to(x.dtype)
 
 def rotate(
@@ -441,12 +445,12 @@ def _standardize(x, mean, std):
 
 # %% ../nbs/00_data.ipynb #0ec3c1f2
 def _check_unit(x):
-    "Refuse floats that aren't in [0, 1], by more than interpolation could add."
+    "Refuse floats outside [0, 1], by more than interpolation could add; nan stays, and is seen later."
     if not _known(x) or not x.numel(): return
     low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= -.01 and high <= 1.01):   # nan fails as well
-        raise ValueError(f"floating images must lie in [0, 1], got {low:.4g} to {high:.4g}; "
-                         "divide by the value of white, such as 255, and don't normalise twice")
+    if low < -.01 or high > 1.01:
+        raise ValueError(f"floating images must lie in [0, 1], got {low:.4g} to {high:.4g}; divide by the value of "
+                         "white, such as 255, don't normalise twice, and x.clamp(0, 1) what noise has added")
 
 def unit_range(
     x:Tensor,  # uint8, or floating in [0, 1], which stays as it is

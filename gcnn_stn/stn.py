@@ -14,7 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import PADDING_MODES, _check_finite, _kind, _one_of, _whole, _wide, sample
+from .data import PADDING_MODES, _check_finite, _kind, _one_of, _real, _whole, _wide, sample
+
+# %% ../nbs/05_stn.ipynb #f5070002
+def _check_size(*sizes):
+    "Refuse what is no size of an image; a compiler's symbols pass."
+    for n in sizes:
+        if not torch.compiler.is_compiling() and not isinstance(n, torch.SymInt): _whole('height and width', n, 1)
+
+def _affine(theta):
+    "Affine maps (…, 2, 3), in float32 at least."
+    if not isinstance(theta, Tensor) or theta.shape[-2:] != (2, 3) or theta.is_complex():
+        raise ValueError(f"theta must be affine maps (B, 2, 3), got {_kind(theta)}; rotation_theta makes those of turns")
+    return _wide(theta)
 
 # %% ../nbs/05_stn.ipynb #0e8bf5c3
 def rotation_theta(
@@ -25,8 +37,11 @@ def rotation_theta(
     aspect:bool=True,  # False: as published, which shears images that aren't square
 )->Tensor:             # θ in normalised coordinates, float32 or wider (B, 2, 3)
     "θ that turns images by an angle about their centre."
+    _check_size(height, width)
+    cos, sin = _wide(_real('cos', cos)), _wide(_real('sin', sin))
+    if cos.shape != sin.shape:
+        raise ValueError(f"cos and sin must be of the same angles (B,), got {tuple(cos.shape)} and {tuple(sin.shape)}")
     h, w = (height, width) if aspect else (1, 1)
-    cos, sin = _wide(cos), _wide(sin)
     zero = torch.zeros_like(cos)
     rows = torch.stack([cos, -sin*h/w, zero, sin*w/h, cos, zero], dim=-1)   # (B, 6)
     return rows.unflatten(-1, (2, 3))
@@ -38,7 +53,8 @@ def rotation_angle(
     width:int,
 )->Tensor:         # degrees, counter-clockwise, within ±180, float32 or wider (B,)
     "The angle of the rotation that is nearest to θ."
-    theta = _wide(theta)
+    _check_size(height, width)
+    theta = _affine(theta)
     across, down = theta[..., 0, 1]*width/height, theta[..., 1, 0]*height/width
     return torch.rad2deg(torch.atan2(down - across, theta[..., 0, 0] + theta[..., 1, 1]))
 
@@ -48,7 +64,8 @@ def sampling_grid(
     size:tuple,    # of the output, ending in (H, W)
 )->Tensor:         # where each output pixel reads, x then y, edges at ±1, float32 or wider: (B, H, W, 2)
     "The sampling grid of θ, for `align_corners=False`."
-    theta = _wide(theta)
+    theta = _affine(theta)
+    _check_size(*(size[-2:] if isinstance(size, (tuple, list)) else [None]))
     y, x = ((2*torch.arange(n, device=theta.device, dtype=theta.dtype) + 1)/n - 1 for n in size[-2:])
     by_x, by_y, shift = theta[:, None, None].unbind(-1)             # (B, 1, 1, 2) each
     return by_x*x[None, :, None] + by_y*y[:, None, None] + shift    # (B, H, W, 2)
@@ -72,6 +89,7 @@ def warp(
 )->Tensor:                      # images (B, C, H, W), dtype as x
     "Each image, read where its θ says, bilinearly."
     _check_theta(theta, x)
+    theta = _affine(theta)
     _check_finite('theta', theta)
     wide = torch.promote_types(theta.dtype, x.dtype)
     return sample(x, sampling_grid(theta.to(wide), x.shape), 'bilinear', padding_mode)
@@ -82,6 +100,8 @@ def unit(
     eps:float=1e-6,   # those with a square below it come out shorter than 1
 )->Tensor:            # vectors of length 1 (..., D)
     "Scale vectors to length one, with finite gradients everywhere."
+    v = _real('v', v)
+    if not v.is_floating_point(): v = _wide(v)
     square = _wide(v).square().sum(dim=-1, keepdim=True)   # which half precision might not hold
     return (v*square.clamp(min=eps).rsqrt()).to(v.dtype)
 
