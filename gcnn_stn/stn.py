@@ -14,18 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import PADDING_MODES, _check_finite, _kind, _one_of, _real, _whole, _wide, sample
+from .data import (PADDING_MODES, _check_finite, _kind, _one_of, _real, _whole,
+                           _wide, sample)
 
 # %% ../nbs/05_stn.ipynb #f5070002
 def _check_size(*sizes):
     "Refuse what is no size of an image; a compiler's symbols pass."
+    if torch.compiler.is_compiling(): return
     for n in sizes:
-        if not torch.compiler.is_compiling() and not isinstance(n, torch.SymInt): _whole('height and width', n, 1)
+        if not isinstance(n, torch.SymInt): _whole('height and width', n, 1)
 
 def _affine(theta):
     "Affine maps (…, 2, 3), in float32 at least."
     if not isinstance(theta, Tensor) or theta.shape[-2:] != (2, 3) or theta.is_complex():
-        raise ValueError(f"theta must be affine maps (B, 2, 3), got {_kind(theta)}; rotation_theta makes those of turns")
+        raise ValueError(f"theta must be affine maps (B, 2, 3), got {_kind(theta)}; "
+                         "rotation_theta makes those of turns")
     return _wide(theta)
 
 # %% ../nbs/05_stn.ipynb #0e8bf5c3
@@ -40,7 +43,8 @@ def rotation_theta(
     _check_size(height, width)
     cos, sin = _wide(_real('cos', cos)), _wide(_real('sin', sin))
     if cos.shape != sin.shape:
-        raise ValueError(f"cos and sin must be of the same angles (B,), got {tuple(cos.shape)} and {tuple(sin.shape)}")
+        raise ValueError("cos and sin must be of the same angles (B,), "
+                         f"got {tuple(cos.shape)} and {tuple(sin.shape)}")
     h, w = (height, width) if aspect else (1, 1)
     zero = torch.zeros_like(cos)
     rows = torch.stack([cos, -sin*h/w, zero, sin*w/h, cos, zero], dim=-1)   # (B, 6)
@@ -62,7 +66,7 @@ def rotation_angle(
 def sampling_grid(
     theta:Tensor,  # affine maps in normalised coordinates (B, 2, 3)
     size:tuple,    # of the output, ending in (H, W)
-)->Tensor:         # where each output pixel reads, x then y, edges at ±1, float32 or wider: (B, H, W, 2)
+)->Tensor:         # places to read, x then y, edges at ±1: (B, H, W, 2), float32 or wider
     "The sampling grid of θ, for `align_corners=False`."
     theta = _affine(theta)
     _check_size(*(size[-2:] if isinstance(size, (tuple, list)) else [None]))
@@ -74,12 +78,14 @@ def sampling_grid(
 def _check_theta(theta, x):
     "Refuse what isn't one affine map for each image."
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"images must be floating (B, C, H, W), got {_kind(x)}; x.float() is floating")
+        raise ValueError(f"images must be floating (B, C, H, W), got {_kind(x)}; "
+                         "x.float() is floating")
     batch = x.shape[0]   # len would fix it in an export
     shape = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
     if shape != (batch, 2, 3):
         raise ValueError(f"θ must have the shape ({batch}, 2, 3), got {shape}; "
-                         "end a localization net with .unflatten(-1, (2, 3)), or use a LocalizationNet")
+                         "end a localization net with .unflatten(-1, (2, 3)), or use a "
+                         "LocalizationNet")
 
 # %% ../nbs/05_stn.ipynb #c160fe5d
 def warp(
@@ -102,7 +108,7 @@ def unit(
     "Scale vectors to length one, with finite gradients everywhere."
     v = _real('v', v)
     if not v.is_floating_point(): v = _wide(v)
-    square = _wide(v).square().sum(dim=-1, keepdim=True)   # which half precision might not hold
+    square = _wide(v).square().sum(dim=-1, keepdim=True)   # may be too large for half
     return (v*square.clamp(min=eps).rsqrt()).to(v.dtype)
 
 # %% ../nbs/05_stn.ipynb #afd2c25c
@@ -154,7 +160,8 @@ def _check_images(x, in_channels, smallest):
         raise ValueError(f"images must have at least {smallest}×{smallest} pixels, got {tuple(x.shape[-2:])}; "
                          "pad them, or build the net with a smaller kernel_size or position")
     if not x.is_floating_point():
-        raise ValueError(f"images must be floating, got {x.dtype}; prepare(x) scales and normalises them")
+        raise ValueError(f"images must be floating, got {x.dtype}; "
+                         "prepare(x) scales and normalises them")
 
 # %% ../nbs/05_stn.ipynb #d2576650
 class _Localization(nn.Module):
@@ -168,7 +175,8 @@ class _Localization(nn.Module):
     )->Tensor:      # affine maps in normalised coordinates, float32 or wider (B, 2, 3)
         _check_images(x, self.in_channels, self.smallest)
         weight = next(self.features.parameters(), x)
-        pose = _wide(self.regressor(self.features(x.to(weight.dtype))))   # (B, 1), (B, 2) or (B, 6)
+        features = self.features(x.to(weight.dtype))
+        pose = _wide(self.regressor(features))   # (B, 1), (B, 2) or (B, 6)
         if self.transformation == 'affine': return pose.unflatten(-1, (2, 3))
         return rotation_theta(*self.cos_sin(pose), *x.shape[-2:], aspect=self.aspect)
 
@@ -187,7 +195,8 @@ class LocalizationNet(_Localization):
         gain:float=0.01,                # size of the regressor's weights at the start
         **factory,                      # device, dtype
     ):
-        in_channels, channels, kernel_size = _check_net(in_channels, channels, transformation, kernel_size)
+        numbers = _check_net(in_channels, channels, transformation, kernel_size)
+        in_channels, channels, kernel_size = numbers
         position = _whole('position', position, 1)
         super().__init__(in_channels, channels, transformation, kernel_size, max(kernel_size, 2*position))
         norm = lambda n: nn.GroupNorm(1, n, **factory)
@@ -219,7 +228,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         _one_of('padding_mode', padding_mode, PADDING_MODES)
         if not callable(localization):
-            raise ValueError(f"localization must be a module such as LocalizationNet(), got {localization!r}")
+            raise ValueError("localization must be a module such as LocalizationNet(), "
+                             f"got {localization!r}")
         self.localization, self.padding_mode = localization, padding_mode
 
     def theta(self, x:Tensor)->Tensor:   # (B, C, H, W) -> (B, 2, 3), in normalised coordinates
@@ -253,7 +263,8 @@ class PublishedLocalizationNet(_Localization):
         init:str='identity',            # 'identity', or 'random' for PyTorch's
         *, kernel_size:int=5,           # odd
     ):
-        in_channels, channels, kernel_size = _check_net(in_channels, channels, transformation, kernel_size)
+        numbers = _check_net(in_channels, channels, transformation, kernel_size)
+        in_channels, channels, kernel_size = numbers
         _one_of('init', init, ('identity', 'random'))
         super().__init__(in_channels, channels, transformation, kernel_size, smallest=2)
         norm = lambda n: SpatialLayerNorm()
