@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # %% ../nbs/00_data.ipynb #b71c0002
 def _index(value):
-    "A whole number as an int, anything else as None: True is no number, 2.0 is none that counts."
+    "A whole number as an int, and anything else, True and 2.0 included, as None."
     is_flag = isinstance(value, bool) or getattr(value, 'dtype', None) == torch.bool
     try: return None if is_flag else operator.index(value)
     except TypeError: return None
@@ -55,7 +55,8 @@ def _real(name, values):
     try: t = values if isinstance(values, Tensor) else torch.as_tensor(values, device='cpu')
     except (TypeError, ValueError, RuntimeError): t = None
     if t is None or t.dtype == torch.bool or t.is_complex():
-        raise ValueError(f"{name} must be real numbers, got {values!r}; a list or a tensor of them will do")
+        raise ValueError(f"{name} must be real numbers, got {values!r}; "
+                         "give a list or a tensor")
     return t
 
 def _listed(name, value):
@@ -68,7 +69,8 @@ def _listed(name, value):
 def _flag(name, value):
     "A yes or no; a word or a path in its place is a slip."
     if not isinstance(value, (bool, np.bool_, int)) or value not in (0, 1):
-        raise ValueError(f"{name} must be True or False, got {value!r}; give what follows by name")
+        raise ValueError(f"{name} must be True or False, got {value!r}; "
+                         "give what follows by name")
     return bool(value)
 
 # %% ../nbs/00_data.ipynb #b71c0005
@@ -76,13 +78,14 @@ def _known(
     t:Tensor,
 )->bool:
     "Can its values be looked at, with no device to wait for and nothing that traces?"
-    traced = (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
-              or torch._C._functorch.peek_interpreter_stack() is not None)
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    mapped = torch._C._functorch.peek_interpreter_stack() is not None
+    traced = compiled or mapped or is_in_torch_dispatch_mode()
     return t.device.type == 'cpu' and not traced
 
 def _check_finite(name, t):
     "Refuse nan and infinity."
-    if _known(t) and not t.isfinite().all():
+    if _known(t) and (t - t).any():     # ∞ − ∞ is nan, and nan is something
         bad = t[~t.isfinite()][0].item()
         raise ValueError(f"{name} must be finite, got {bad}; look for where it comes from")
 
@@ -127,11 +130,12 @@ def user_path(
     "A path with `~` in front replaced by the user's home."
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or text == '' or '\0' in text:
-        raise ValueError(f"a path must name a file or a folder, got {path!r}; '.' is this folder")
+        raise ValueError("a path must name a file or a folder, "
+                         f"got {path!r}; '.' is this folder")
     written_out = os.path.expanduser(text)
     if text[0] == '~' and (written_out == text or os.environ.get('HOME') == ''):
-        raise ValueError(f"a path with ~ in front needs a home folder, got {text!r} and no home; "
-                         f"write the folder out, set HOME, or say './{text}' if it is called so")
+        raise ValueError(f"a path with ~ in front needs a home folder, got {text!r}; "
+                         f"write it out, set HOME, or say './{text}' if it is called so")
     return Path(written_out)
 
 # %% ../nbs/00_data.ipynb #edda87e2
@@ -155,8 +159,9 @@ def _cache()->Path:
     base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     try: return user_path(base)/'gcnn_stn'
     except ValueError as e:
-        raise ValueError(f"files that lie nowhere near belong into the user's cache, got {base!r} "
-                         "for it and no home folder; set HOME or XDG_CACHE_HOME, "
+        raise ValueError("files that lie nowhere near belong into the user's cache, "
+                         f"got {base!r} for it and no home folder; set HOME or "
+                         "XDG_CACHE_HOME, "
                          "or name the folder of the files by root or GCNN_STN_DATA") from e
 
 # %% ../nbs/00_data.ipynb #9bb2b6fa
@@ -201,7 +206,7 @@ def _fetch(names, raw, download):
     "Download what `raw` lacks, if that is allowed."
     if not download:
         raise ValueError(f"MNIST must be on disk if download=False, got no {raw/names[0]}; "
-                         "pass download=True, or name its folder by `root` or GCNN_STN_DATA")
+                         "pass download=True, or name its folder by root or GCNN_STN_DATA")
     for name in names:
         if not (raw/name).is_file(): _download(name, raw)
     return raw
@@ -240,16 +245,21 @@ def show_images(
     "Show images in a grid, all on one scale of grey."
     given = x
     if isinstance(x, Tensor) and x.ndim == 3: x = x[:, None]   # (N, 1, H, W)
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel() or x.is_complex():
-        raise ValueError(f"images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W) with N > 0, got {_kind(given)}")
+    is_stack = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)
+    if not is_stack or not x.numel() or x.is_complex():
+        raise ValueError("images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W) with N > "
+                         "0, "
+                         f"got {_kind(given)}")
     ncols = min(_whole('ncols', ncols, 1), len(x))
     axs = _axes(len(x), ncols, size) if axs is None else np.array(axs, dtype=object)
     titles = ['']*len(x) if titles is None else _listed('titles', titles)
     drawable = [ax for ax in axs.ravel() if hasattr(ax, 'imshow')]
     for name, n in ('titles', len(titles)), ('axs', len(drawable)):
-        if n < len(x): raise ValueError(f"{name} must be one for each of {len(x)} images, got {n}; add the others")
+        if n < len(x):
+            raise ValueError(f"{name} must be one for each of {len(x)} images, got {n}; "
+                             "add the others")
     x = x.detach().cpu().movedim(1, -1)   # (N, H, W, C)
-    if x.is_floating_point(): x = x.to(torch.promote_types(x.dtype, torch.float32))   # half precision can't be drawn
+    if x.is_floating_point(): x = x.float()
     kwargs = dict(cmap='gray', vmin=x.min().item(), vmax=x.max().item()) | kwargs
     for image, ax, title in zip(x, drawable, titles):
         ax.imshow(image, **kwargs)
@@ -262,17 +272,21 @@ def _wide(t): return t.to(torch.promote_types(t.dtype, torch.float32))   # float
 def _no_autocast(x):
     "Autocast switched off: it won't join tensors in a half precision that isn't its own."
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 def sample(
     x:Tensor,                  # images (B, C, H, W), floating
-    grid:Tensor,               # where each output pixel reads, x then y, edges at ±1: (B, H', W', 2)
+    grid:Tensor,               # places to read, x then y, edges at ±1: (B, H', W', 2)
     mode:str='bilinear',       # or 'bicubic', 'nearest'
     padding_mode:str='zeros',  # what lies outside: or 'border', 'reflection'
 )->Tensor:                     # (B, C, H', W'), dtype as x
     "Read images between their pixels, in float32 at least."
     _check_sample(x, grid, mode, padding_mode)
-    wide = torch.promote_types(_wide(x).dtype, grid.dtype)
+    return _between(x, grid, mode, padding_mode)
+
+def _between(x, grid, mode='bilinear', padding_mode='zeros'):
+    wide = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     read = F.grid_sample(x.to(wide), grid.to(wide), mode, padding_mode, align_corners=False)
     return read.to(x.dtype)
 
@@ -282,16 +296,21 @@ MODES, PADDING_MODES = ('bilinear', 'bicubic', 'nearest'), ('zeros', 'border', '
 def _one_of(name, value, values):
     "Refuse a word that isn't among those known."
     if value not in tuple(values):
-        raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}; choose one of them")
+        raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}; "
+                         "choose one of them")
 
 def _check_sample(x, grid, mode, padding_mode):
     "Refuse what `sample` cannot read."
     _one_of('mode', mode, MODES)
     _one_of('padding_mode', padding_mode, PADDING_MODES)
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or 0 in x.shape[2:]:
-        raise ValueError(f"images must be floating (B, C, H, W) with pixels, got {_kind(x)}; x.float() is floating")
-    if not isinstance(grid, Tensor) or grid.ndim != 4 or grid.shape[0] != x.shape[0] or grid.shape[-1] != 2:
-        raise ValueError(f"the grid must be (B, H', W', 2) for images {tuple(x.shape)}, got {_kind(grid)}")
+    is_floating = isinstance(x, Tensor) and x.is_floating_point()
+    if not is_floating or x.ndim != 4 or 0 in x.shape[2:]:
+        raise ValueError("images must be floating (B, C, H, W) with pixels, "
+                         f"got {_kind(x)}; x.float() is floating")
+    is_grid = isinstance(grid, Tensor) and grid.ndim == 4 and grid.shape[-1] == 2
+    if not is_grid or grid.shape[0] != x.shape[0]:
+        raise ValueError(f"the grid must be (B, H', W', 2) for images {tuple(x.shape)}, "
+                         f"got {_kind(grid)}")
 
 # %% ../nbs/00_data.ipynb #71e28299
 def _places(degrees, height, width, dtype):
@@ -316,7 +335,8 @@ def rotation_grid(
 )->Tensor:              # where each output pixel reads, x then y, edges at ±1: (B, H, W, 2)
     "The sampling grid of a rotation about the image's centre."
     if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; half precision can't tell places apart")
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; "
+                         "half precision can't tell places apart")
     height, width = _whole('height', height, 1), _whole('width', width, 1)
     return _grid(*_places(_angles(degrees), height, width, dtype))
 
@@ -324,23 +344,27 @@ def rotation_grid(
 def _angles(degrees):
     "Angles as a tensor (B,), all of them finite."
     degrees = _real('degrees', degrees)
-    if degrees.ndim != 1: raise ValueError(f"degrees must be (B,), one angle for each image, got {tuple(degrees.shape)}")
+    if degrees.ndim != 1:
+        raise ValueError("degrees must be (B,), one angle for each image, "
+                         f"got {tuple(degrees.shape)}")
     _check_finite('degrees', degrees)
     return degrees
 
 def _check_rotate(x):
     "Refuse what `rotate` cannot turn."
     if not isinstance(x, Tensor) or x.ndim != 4 or 0 in x.shape[2:]:
-        raise ValueError(f"images must be (B, C, H, W) with pixels, got {_kind(x)}; add the missing dimension")
+        raise ValueError(f"images must be (B, C, H, W) with pixels, got {_kind(x)}; "
+                         "add the missing dimension")
     if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ValueError(f"images must be uint8 or floating, got {x.dtype}; convert them first, "
-                         "and move labels by transform_image(…, mode='nearest')")
+        raise ValueError(f"images must be uint8 or floating, got {x.dtype}; "
+                         "convert them, and move labels by transform_image(…, "
+                         "mode='nearest')")
 
 # %% ../nbs/00_data.ipynb #ab6c9cbb
 def _rotate(x, grid):
     f = x.to(grid.dtype)
     mask = f.new_ones(1, 1, 1, 1).expand(len(f), 1, *f.shape[-2:])
-    f = sample(f, grid).mul_(sample(mask, grid))     # (B, C, H, W)
+    f = _between(f, grid).mul_(_between(mask, grid))   # (B, C, H, W)
     return (f if x.is_floating_point() else f.round_()).to(x.dtype)
 
 def rotate(
@@ -351,8 +375,8 @@ def rotate(
     _check_rotate(x)
     degrees = _angles(degrees)
     if degrees.shape != x.shape[:1]:
-        raise ValueError(f"degrees must have the shape ({len(x)},), one angle for each image, "
-                         f"got {tuple(degrees.shape)}")
+        raise ValueError(f"degrees must have the shape ({len(x)},), "
+                         f"one angle for each image, got {tuple(degrees.shape)}")
     wide = torch.promote_types(x.dtype, torch.float32)
     *lines, unit = _places(degrees.to(x.device), *x.shape[-2:], wide)
     n = max(1, 150_000//max(1, math.prod(x.shape[1:])))    # images at a time
@@ -371,7 +395,8 @@ def random_angles(
         raise ValueError(f"generator must be a torch.Generator or None, got {generator!r}; "
                          "torch.Generator().manual_seed(0) is one")
     source = 'cpu' if generator is None else generator.device
-    angles = torch.rand(_whole('n', n), generator=generator, device=source, dtype=torch.float32)*360
+    like = dict(device=source, dtype=torch.float32)
+    angles = 360*torch.rand(_whole('n', n), generator=generator, **like)
     return angles if device is None else angles.to(device)
 
 # %% ../nbs/00_data.ipynb #ccf9719c
@@ -395,7 +420,8 @@ def content_hash(
     sha = hashlib.sha256()
     for t in tensors:
         if not isinstance(t, Tensor) or t.is_meta:
-            raise ValueError(f"content_hash wants tensors with values, got {t!r}; torch.as_tensor makes one")
+            raise ValueError(f"content_hash wants tensors with values, got {t!r}; "
+                             "torch.as_tensor makes one")
         sha.update(f'{t.dtype} {tuple(t.shape)} '.encode())
         values = t.detach().cpu().resolve_conj().resolve_neg().contiguous()
         sha.update(values.reshape(-1).view(torch.uint8).numpy())
@@ -410,14 +436,16 @@ def _numbers(
     above:float, # all of them must be
 ):               # the number, or a list of them
     "The finite number or numbers that `value` holds."
-    many = value
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim: many = value.flatten().tolist()
-    is_one = not isinstance(many, (tuple, list))
-    numbers = [v.item() if isinstance(v, Tensor) else v for v in ([many] if is_one else many)]
+    has_axes = isinstance(value, (Tensor, np.ndarray)) and value.ndim
+    numbers = value.flatten().tolist() if has_axes else value
+    is_one = not isinstance(numbers, (tuple, list))
+    if is_one: numbers = [numbers]
+    numbers = [v.item() if isinstance(v, Tensor) else v for v in numbers]
     for v in numbers:
         if not isinstance(v, Real) or isinstance(v, bool) or not above < v < 1e30:
             rule = 'positive' if above == 0 else 'a finite number'
-            raise ValueError(f"{name} must be {rule}, got {value!r}; take the training images' own")
+            raise ValueError(f"{name} must be {rule}, got {value!r}; "
+                             "take that of the training images")
     numbers = [float(v) for v in numbers]
     return numbers[0] if is_one else numbers
 
@@ -441,12 +469,14 @@ def _standardize(x, mean, std):
 
 # %% ../nbs/00_data.ipynb #0ec3c1f2
 def _check_unit(x):
-    "Refuse floats that aren't in [0, 1], by more than interpolation could add."
+    "Refuse floats outside [0, 1] by more than rounding could add; nan stays and will show."
     if not _known(x) or not x.numel(): return
     low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= -.01 and high <= 1.01):   # nan fails as well
-        raise ValueError(f"floating images must lie in [0, 1], got {low:.4g} to {high:.4g}; "
-                         "divide by the value of white, such as 255, and don't normalise twice")
+    if low < -.01 or high > 1.01:
+        raise ValueError(f"floating images must lie in [0, 1], "
+                         f"got {low:.4g} to {high:.4g}; divide by the value of white, such "
+                         "as 255, "
+                         "don't normalise twice, and x.clamp(0, 1) if noise was added")
 
 def unit_range(
     x:Tensor,  # uint8, or floating in [0, 1], which stays as it is
@@ -454,8 +484,8 @@ def unit_range(
     "Scale bytes to [0, 1]."
     if isinstance(x, Tensor) and x.dtype == torch.uint8: return x.float()/255
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"images must be uint8 in [0, 255] or floating in [0, 1], got {_kind(x)}; "
-                         "convert them first, 16 bits by x.float()/65535")
+        raise ValueError("images must be uint8 in [0, 255] or floating in [0, 1], "
+                         f"got {_kind(x)}; convert them first, 16 bits by x.float()/65535")
     _check_unit(x)
     return x
 

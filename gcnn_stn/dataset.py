@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import (_cache, _flag, _generator, _index, _kind, _named, _whole, content_hash, mnist,
-                           on_cpu, random_angles, rotate, split, user_path)
+from .data import (_cache, _flag, _generator, _index, _kind, _named, _whole,
+                           content_hash, mnist, on_cpu, random_angles, rotate, split,
+                           user_path)
 
 # %% ../nbs/00b_dataset.ipynb #aa5e421c
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,15 +61,16 @@ def _check_bytes(name, x):
     if not isinstance(x, Tensor): fix = 'torch.as_tensor makes a tensor of an array'
     elif x.dtype != torch.uint8: fix = '(255*x).round().byte() makes bytes of fractions'
     elif x.ndim == 3: fix = 'x[:, None] gives grey images their channel'
-    elif x.ndim != 4 or 0 in x.shape: fix = 'stack images, at least one, with at least one pixel'
-    elif x.shape[1] > 4 and x.shape[3] <= 4: fix = 'x.movedim(-1, 1) puts the channels second'
+    elif x.ndim != 4 or 0 in x.shape: fix = 'stack images, at least one, with pixels'
+    elif x.shape[1] > 4 >= x.shape[3]: fix = 'x.movedim(-1, 1) puts the channels second'
     if fix: raise ValueError(f"{name} must be uint8 (N, C, H, W), got {_kind(x)}; {fix}")
 
 # %% ../nbs/00b_dataset.ipynb #ac0923a5
 def _part(name, part, which):
     "Images and labels of one part."
     if not isinstance(part, (tuple, list)) or len(part) != 2:
-        raise ValueError(f"{which} of {name} must be a pair of images and labels, got {type(part).__name__}; write (x, y)")
+        raise ValueError(f"{which} of {name} must be a pair of images and labels, "
+                         f"got {type(part).__name__}; write (x, y)")
     x, y = (torch.from_numpy(t) if isinstance(t, np.ndarray) else t for t in part)
     _check_bytes(f'{which} images of {name}', x)
     _check_labels(f'{which} labels of {name}', y, len(x))
@@ -79,9 +81,10 @@ def _check_labels(name, y, n):
     fix = ''
     if not isinstance(y, Tensor): fix = 'torch.as_tensor makes a tensor of a list'
     elif y.ndim == 2: fix = 'y.argmax(1) reads one-hot labels, y[:, 0] a column of numbers'
-    elif y.is_floating_point() or y.is_complex(): fix = 'y.long() makes whole numbers of them'
+    elif y.is_floating_point() or y.is_complex(): fix = 'y.long() makes them whole'
     elif y.shape != (n,): fix = 'give each image its label'
-    if fix: raise ValueError(f"{name} must be {n} whole numbers (N,), got {_kind(y)}; {fix}")
+    if fix:
+        raise ValueError(f"{name} must be {n} whole numbers (N,), got {_kind(y)}; {fix}")
 
 def _check_parts(name, train, test, std, classes):
     "How many classes there are; but refuse what no network could be trained and tested on."
@@ -90,11 +93,14 @@ def _check_parts(name, train, test, std, classes):
         raise ValueError(f"images of {name} must be of one shape, got {tuple(x.shape[1:])} for training and "
                          f"{tuple(x_test.shape[1:])} for the test; pass a size, such as size=64")
     low, high = (int(end) for end in torch.cat([y, y_test]).aminmax())
-    if low < 0: raise ValueError(f"labels of {name} must be at least 0, got {low}; count from 0")
+    if low < 0:
+        raise ValueError(f"labels of {name} must be at least 0, got {low}; count from 0")
     if classes and high >= classes:
-        raise ValueError(f"labels of {name} must be below classes = {classes}, got {high}; count from 0, or give more classes")
-    if not min(std) > 0: raise ValueError(f"each channel of {name} must vary over its training images, "
-                                          f"got standard deviations {std}; leave that channel out")
+        raise ValueError(f"labels of {name} must be below classes = {classes}, got {high}; "
+                         "count from 0, or give more classes")
+    if not min(std) > 0:
+        raise ValueError(f"each channel of {name} must vary over its training images, "
+                         f"got standard deviations {std}; leave that channel out")
     return classes or high + 1
 
 # %% ../nbs/00b_dataset.ipynb #2c134b19
@@ -102,7 +108,7 @@ def image_data(
     name:str,
     train:tuple,     # images uint8 (N, C, H, W), labels integers (N,)
     test:tuple,      # the same
-    classes:int=0,   # how many there are, even if the last ones do not occur; 0: as many as the labels tell
+    classes:int=0,   # how many, even if the last ones don't occur; 0: as the labels tell
     hash:str=None,   # None: that of all images and labels
 )->ImageData:
     "A data set from its tensors; all else is read off them."
@@ -117,7 +123,8 @@ def _pair(size):
     "Height and width from one number or two."
     pair = size if isinstance(size, (tuple, list)) else (size, size)
     found = [_index(n) for n in pair]
-    if len(found) == 2 and all(n is not None and 0 < n < 2**31 for n in found): return tuple(found)
+    good = [n for n in found if n is not None and 0 < n < 2**31]
+    if len(found) == len(good) == 2: return tuple(found)
     raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
 
 def resize(
@@ -130,8 +137,8 @@ def resize(
     scale = max(height/h, width/w)
     cover = max(height, round(scale*h)), max(width, round(scale*w))
     if cover != (h, w):
-        scaled = [F.interpolate(part.float(), cover, mode='bilinear', antialias=True, align_corners=False)
-                  for part in x.split(1000)]
+        how = dict(mode='bilinear', antialias=True, align_corners=False)
+        scaled = [F.interpolate(part.float(), cover, **how) for part in x.split(1000)]
         x = torch.cat([part.round().byte() for part in scaled])
     top, left = (cover[0] - height)//2, (cover[1] - width)//2
     return x[..., top:top + height, left:left + width]   # (N, C, height, width)
@@ -179,8 +186,10 @@ def _open(name, root, download, options):
     except ImportError as e:
         raise ImportError(f"torchvision reads {name} with the package {e.name!r}, which is not installed; pip install {e.name}") from e
     except (OSError, RuntimeError) as e:
-        if download: raise ConnectionError(f"{name} must be downloaded or lie whole{where}, got {e}; "
-                                           f"place its files there by hand") from e
+        if download:
+            raise ConnectionError(f"{name} must be downloaded or lie whole{where}, got "
+                                  f"{e}; "
+                                  "place its files there by hand") from e
         raise ValueError(f"{name} must lie whole{where} if download=False, got {e}; "
                          "pass download=True, or name its folder by root or GCNN_STN_DATA") from e
     if hasattr(dataset, 'loader') and 'loader' not in options: dataset.loader = _picture
@@ -188,7 +197,8 @@ def _open(name, root, download, options):
 
 # %% ../nbs/00b_dataset.ipynb #3cb7233e
 def _picture(path):
-    "A picture as it is stored: torchvision's own reader would cut 16 bits off at 255 and drop transparency."
+    "A picture as it is stored; torchvision's reader cuts off at 255 and drops "
+    "transparency."
     from PIL import Image, ImageOps
     with Image.open(path) as image: return ImageOps.exif_transpose(image)
 
@@ -197,7 +207,8 @@ def _deep(image):
     values = np.array(image).astype(np.float64)
     white = 1 if image.mode == 'F' else 65535
     if not (values.min() >= 0 and values.max() <= white):
-        raise ValueError(f"a picture of mode {image.mode} must have values from 0 to {white}, "
+        raise ValueError(f"a picture of mode {image.mode} must have values from 0 to "
+                         f"{white}, "
                          f"got {values.min():.6g} to {values.max():.6g}; scale it first")
     values[values == image.info.get('transparency', -1)] = 0
     return (values*(255/white)).round().astype(np.uint8)
@@ -206,7 +217,8 @@ def _shallow(image):
     "Pixels of at most 8 bits as bytes (H, W, C), on black where they are transparent."
     grey = image.mode in ('1', 'L', 'LA', 'La')
     if image.mode[-1] not in 'Aa' and 'transparency' not in image.info:
-        return np.array(image.convert('L' if grey else 'RGB')).reshape(*image.size[::-1], -1)
+        pixels = np.array(image.convert('L' if grey else 'RGB'))
+        return pixels.reshape(*pixels.shape[:2], -1)
     layers = np.array(image.convert('LA' if grey else 'RGBA')).astype(np.uint16)
     return ((layers[..., :-1]*layers[..., -1:] + 127)//255).astype(np.uint8)
 
@@ -214,7 +226,8 @@ def _bytes(image):
     "A picture as a batch of one, uint8 (1, C, H, W)."
     from PIL import Image, ImageOps
     if not isinstance(image, Image.Image):
-        raise ValueError(f"a data set must give pictures of PIL's, got {type(image).__name__}; leave out its transform")
+        raise ValueError("a data set must give pictures of PIL's, "
+                         f"got {type(image).__name__}; leave out its transform")
     image = ImageOps.exif_transpose(image)
     is_deep = image.mode[0] in 'IF'
     array = _deep(image)[..., None] if is_deep else _shallow(image)   # (H, W, C)
@@ -235,8 +248,8 @@ def _item(dataset, i, name):
         picture, label = dataset[i]
         return _bytes(picture), _whole('label', label)
     except Exception as e:
-        raise ValueError(f"{_source(dataset, i)} of {name} must be a whole picture with a label, got {e}; "
-                         "mend or remove it") from e
+        raise ValueError(f"{_source(dataset, i)} of {name} must be a whole picture "
+                         f"with a label, got {e}; mend or remove it") from e
 
 def _visit(dataset, name, size):
     "Images and labels of a set, one after the other."
@@ -299,7 +312,9 @@ def from_torchvision(
 )->ImageData:
     "A set that torchvision knows."
     from torchvision import datasets
-    if name not in TORCHVISION: raise ValueError(f"name must be one of {', '.join(TORCHVISION)}, got {name!r}; mind capital letters")
+    if name not in TORCHVISION:
+        raise ValueError(f"name must be one of {', '.join(TORCHVISION)}, got {name!r}; "
+                         "mind capital letters")
     _flag('download', download)
     if size is not None: size = _pair(size)
     cls = getattr(datasets, name)
@@ -315,7 +330,8 @@ def _check_options(name, options, known):
     known = sorted(set(known) - {'self', 'root', 'download', 'args', 'kwargs'})
     for option in options:
         if option not in known:
-            raise ValueError(f"options of {name} must be among {known}, got {option!r}; leave it out")
+            raise ValueError(f"options of {name} must be among {known}, got {option!r}; "
+                             "leave it out")
 
 # %% ../nbs/00b_dataset.ipynb #36cbb8c3
 ROT_SIZES = 12_000, 50_000   # for training, for the test
@@ -325,7 +341,8 @@ def draw_rot(
 )->tuple:  # which of the 70,000 digits, int64 (62,000,); their angles in degrees, float32 (62,000,)
     "The digits and angles of a rotated MNIST."
     g = _generator(seed)
-    return torch.randperm(70_000, generator=g, device='cpu')[:sum(ROT_SIZES)], random_angles(sum(ROT_SIZES), g)
+    order = torch.randperm(70_000, generator=g, device='cpu')
+    return order[:sum(ROT_SIZES)], random_angles(sum(ROT_SIZES), g)
 
 # %% ../nbs/00b_dataset.ipynb #0d5447ec
 def mnist_rot(
@@ -363,7 +380,9 @@ def read_amat(
     "Digits from an amat file."
     path = user_path(path)
     if lines is not None: _whole('lines', lines, 1)
-    if not os.path.isfile(path): raise ValueError(f"path must be an amat file, got none at {str(path)!r}; mind the folder")
+    if not os.path.isfile(path):
+        raise ValueError(f"path must be an amat file, got none at {str(path)!r}; "
+                         "mind the folder")
     try: table = np.loadtxt(path, np.float32, ndmin=2)   # (N, 785)
     except ValueError as e: raise ValueError(f"{path} must be numbers in 785 columns, got {e}; it is not whole: fetch it again") from e
     _check_amat(path, table, lines)
@@ -418,7 +437,8 @@ def _mnist(root, download):
 def _rot(root, download, seed=0):
     "The original MNIST-rot if its files lie in `root` or GCNN_STN_DATA, or else one made anew."
     _, folder = _named(root)
-    if folder is not None and any(os.path.isfile(folder/name) for name in AMAT): return mnist_rot_original(folder)
+    found = folder is not None and any(os.path.isfile(folder/name) for name in AMAT)
+    if found: return mnist_rot_original(folder)
     return mnist_rot(seed, root, download)
 
 OWN = {'mnist': _mnist, 'MNIST': _mnist, 'mnist-rot': _rot, 'digits': lambda root, download: digits()}

@@ -18,7 +18,8 @@ def disc(
 )->Tensor: # 1 on the largest disc that fits, 0 outside, float32 (H, W)
     "The part of an image that stays inside when it is turned about its centre."
     height, width = _whole('height', height, 1), _whole('width', width, 1)
-    y, x = (torch.arange(n, dtype=torch.float64, device='cpu') - (n - 1)/2 for n in (height, width))
+    like = dict(dtype=torch.float64, device='cpu')
+    y, x = (torch.arange(n, **like) - (n - 1)/2 for n in (height, width))
     return (torch.hypot(y[:, None], x) <= min(height, width)/2).float()
 
 # %% ../nbs/02_equivariance.ipynb #15602342
@@ -34,7 +35,8 @@ def equivariance_error(
     y = _measurable(f(x))
     def error(g):
         there, back = _measurable(f(act(group, g, x))), act(group, g, y)
-        if there.shape != back.shape: return torch.full((), torch.inf, dtype=torch.float32, device='cpu')
+        if there.shape != back.shape:
+            return torch.full((), torch.inf, dtype=torch.float32, device='cpu')
         if back.ndim > 2 and not group.lattice[g]:
             mask = disc(*back.shape[-2:]).to(back)
             there, back = there*mask, back*mask
@@ -48,14 +50,15 @@ def _check_measure(f, group, x, elements):
     _check_act(group, x)
     elements = group.elements() if elements is None else _listed('elements', elements)
     if not elements:
-        raise ValueError(f"elements must be at least one of 0 … {group.order - 1}, got none; leave it out to try all")
+        raise ValueError(f"elements must be at least one of 0 … {group.order - 1}, "
+                         "got none; leave it out to try all")
     return [group.element(g) for g in elements]
 
 def _measurable(y):
     "An output as it is compared, in float32 at least."
     if not isinstance(y, Tensor) or not (y.is_floating_point() or y.is_complex()):
         raise ValueError(f"f must return one floating tensor, got {_kind(y)}; "
-                         "take one of several by lambda x: f(x)[0], and scores instead of labels")
+                         "take one of several by lambda x: f(x)[0], and scores for labels")
     return _wide(y)
 
 # %% ../nbs/02_equivariance.ipynb #0689b2ac
@@ -69,7 +72,8 @@ def smooth_images(
 )->Tensor:             # (n, channels, size, size), mean square 1
     "Random images without fine detail that fade out towards the border: rotation hardly hurts them."
     _check_smooth(detail, dtype)
-    n, size, channels = _whole('n', n, 1), _whole('size', size, 1), _whole('channels', channels, 1)
+    n, size = _whole('n', n, 1), _whole('size', size, 1)
+    channels = _whole('channels', channels, 1)
     like = dict(dtype=torch.float64, device='cpu')
     noise = torch.randn(n, channels, size, size, generator=_generator(seed), **like)
     k = torch.fft.fftfreq(size, **like)
@@ -83,7 +87,8 @@ def smooth_images(
 def _check_smooth(detail, dtype):
     "Refuse what no smooth image could have."
     if not isinstance(detail, Real) or not 0 < detail < 1e30:
-        raise ValueError(f"detail must be a positive number of cycles per pixel, got {detail!r}; .05 is smooth")
+        raise ValueError("detail must be a positive number of cycles per pixel, "
+                         f"got {detail!r}; .05 is smooth")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating, such as torch.float32, got {dtype!r}")
 
@@ -96,8 +101,9 @@ def size_rule(
     window = _window(size, kernel_size, stride, dilation)
     rest = size + 2*_whole('padding', padding) - window
     if rest < 0:
-        raise ValueError(f"a window of {kernel_size} at dilation {dilation} must fit into the image, "
-                         f"got {size} + 2·{padding} pixels; pad by {-(rest//2)} more, or take a smaller window")
+        raise ValueError(f"a window of {kernel_size} pixels, dilated by {dilation}, "
+                         f"must fit into the image, got {size} + 2·{padding} pixels; "
+                         f"pad by {-(rest//2)} more, or take a smaller window")
     return rest % stride == 0
 
 # %% ../nbs/02_equivariance.ipynb #d02e0003

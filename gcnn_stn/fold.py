@@ -26,11 +26,11 @@ from torch.utils._pytree import tree_leaves
 from .layer import Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatchNorm
 from .layer import GroupConv2d, GroupDropout, GroupInstanceNorm, GroupLayerNorm
 from .layer import GroupMaxPool2d, GroupPool, LiftingConv2d, _halve
-from .model import Classifier, unwrapped
+from .model import Classifier, Normalized, unwrapped
 from .sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from .separable import DepthwiseGroupConv2d, SeparableGroupConv2d
 from .stn import AreaPool2d, LocalizationNet, PublishedLocalizationNet
-from .stn import SpatialLayerNorm, SpatialTransformer, rotation_theta, warp
+from .stn import SpatialLayerNorm, SpatialTransformer, _grid, _theta
 from .subgroup import CosetPool, Restrict
 
 # %% ../nbs/07_fold.ipynb #38137ef6
@@ -128,13 +128,21 @@ def _global_pool(m, x): # to which an image is a feature with one pose
     x = _reduced(x, m.space, (-2, -1)).unsqueeze(-1).flatten(2)   # (B, C, G)
     return _reduced(x, m.pose, 2)
 
+def _widened(x): return x*x.new_ones(1, dtype=torch.float32)        # float32 or wider
+
 def _localization(m, x):
-    pose = m.regressor(m.features(x))
-    pose = pose*pose.new_ones(1, dtype=torch.float32)             # float32 or wider
+    pose = _widened(m.regressor(m.features(x)))
     if m.transformation == 'affine': return pose.unflatten(-1, (2, 3))
     H, W = x.shape[-2:]
     cos, sin = m.cos_sin(pose)
-    return rotation_theta(cos, sin, H, W, aspect=m.aspect)
+    return _theta(cos, sin, H, W, m.aspect)
+
+def _transformer(m, x):
+    theta = _widened(m.localization(x))
+    H, W = x.shape[-2:]
+    grid = _grid(theta, H, W)
+    read = F.grid_sample(x.type_as(grid), grid, 'bilinear', m.padding_mode, align_corners=False)
+    return read.type_as(x)
 
 FORWARDS = {
     GroupMaxPool2d: _each_pose(nn.MaxPool2d.forward),
@@ -149,7 +157,7 @@ FORWARDS = {
     Restrict: lambda m, x: x[:, :, m.table].flatten(1, 2),
     AreaPool2d: AreaPool2d.forward,
     SpatialLayerNorm: lambda m, x: F.group_norm(x, 1, eps=m.eps),
-    SpatialTransformer: lambda m, x: warp(x, m.localization(x), m.padding_mode),
+    SpatialTransformer: _transformer,
     LocalizationNet: _localization,
     PublishedLocalizationNet: _localization,
 }
@@ -206,6 +214,9 @@ def _refuse(layer, path, name):
 def _in_place_of(layer, path):
     "What `fold_layer` makes of a layer, None to keep it, an error if that isn't the same."
     known, got = _known(layer), f"got {path} ({type(layer).__name__})"
+    if isinstance(layer, Normalized):
+        raise ValueError(f"the network inside must be folded, not what puts pixels before it, {got}; "
+                         "say Normalized(fold(net))")
     if known is object:
         if not _is_ours(type(layer)): return None
         raise ValueError(f"a layer of this package needs a rule to be folded, {got}; "
@@ -514,6 +525,7 @@ def fold(
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         raise ValueError("hooks on all modules must be removed before fold, got some from "
                          "torch's register_module_forward_hook; call their remove()")
+    pixels = getattr(unwrapped(model), 'pixel_statistics', None)
     model = _copied(model)
     _check_methods(model)
     _fold_layers(model.eval(), '', set())
@@ -521,4 +533,5 @@ def fold(
         _fold_norms(model)
         _separate(model)
         _fold_norms(model)
+    if pixels is not None: model.pixel_statistics = pixels   # which `predict` asks for
     return model.requires_grad_(False)

@@ -34,8 +34,10 @@ def _products(table):
     "A table's whole numbers (G, G), on the CPU."
     given = _real('a Cayley table', table).cpu()
     n, numbers = len(given) if given.ndim == 2 else 0, given.double()
-    if given.shape != (n, n) or n == 0 or not (numbers.min() >= 0 and numbers.max() < n) or (numbers % 1).any():
-        raise ValueError(f"a Cayley table must be (G, G) with whole numbers 0…G-1, got {given.tolist()}")
+    is_square, elements = n > 0 and given.shape == (n, n), torch.arange(n, device='cpu')
+    if not is_square or not torch.isin(numbers, elements.double()).all():
+        raise ValueError("a Cayley table must be (G, G) with whole numbers 0…G-1, "
+                         f"got {given.tolist()}")
     return given.long()
 
 # %% ../nbs/01_group.ipynb #073baf0b
@@ -47,7 +49,9 @@ def check_matrices(
     table, matrices = _products(table), _real('matrices', matrices).double().cpu()
     if matrices.shape != (len(table), 2, 2):
         raise ValueError(f"matrices must be (G, 2, 2) with G = {len(table)}, got {tuple(matrices.shape)}")
-    def off(a, b): return (~((a - b).abs().amax((-2, -1)) <= 1e-9)).nonzero().tolist()   # nan is off as well
+    def off(a, b):
+        agree = (a - b).abs().amax((-2, -1)) <= 1e-9    # nan doesn't
+        return (~agree).nonzero().tolist()
     for g, in off(matrices.mT@matrices, torch.eye(2, dtype=matrices.dtype, device='cpu')):
         raise ValueError(f"the matrix of element {g} is not orthogonal: a group of the plane turns and mirrors, without stretching")
     for g, h in off(matrices[:, None]@matrices, matrices[table]):
@@ -72,14 +76,16 @@ class FiniteGroup:
         self.lattice = (self.matrices == self.matrices.round()).flatten(1).all(1).tolist()
 
     def elements(self)->range: return range(self.order)
-    def product(self, g:int, h:int)->int: return int(self.table[self.element(g), self.element(h)])
+    def product(self, g:int, h:int)->int:
+        return int(self.table[self.element(g), self.element(h)])
     def inverse(self, g:int)->int: return int(self.inverses[self.element(g)])
     def matrix(self, g:int)->Tensor: return self.matrices[self.element(g)]
     def element(self, g:int)->int:
         "`g` itself; a `ValueError` if it is no element."
         index = _index(g)
         if index not in self.elements():
-            raise ValueError(f"the elements of {self} are the whole numbers 0 … {self.order - 1}, got {g!r}")
+            raise ValueError(f"the elements of {self} are the whole numbers "
+                             f"0 … {self.order - 1}, got {g!r}")
         return index
     def __repr__(self): return self.name
     def __hash__(self): return hash(self.order)
@@ -104,8 +110,9 @@ class CyclicGroup(FiniteGroup):
 def _positive(order):
     index = _index(order)
     if index is None or not 1 <= index <= 4096:
-        raise ValueError(f"order must be a positive integer of at most 4096, since a table has order² entries, "
-                         f"got {order!r}; the trivial group is CyclicGroup(1)")
+        raise ValueError("order must be a positive integer of at most 4096, "
+                         f"so that its square fits into memory, got {order!r}; the trivial "
+                         "group is CyclicGroup(1)")
     return index
 
 def _rotation(angle):
@@ -151,7 +158,7 @@ def _distinct(group, elements):
 
 # %% ../nbs/01_group.ipynb #f9874773
 def transform_image(
-    x:Tensor,            # images (…, H, W), floating or complex; with 'nearest' labels of any dtype
+    x:Tensor,            # images (…, H, W), floating or complex; with 'nearest' any dtype
     matrix:Tensor,       # orthogonal (2, 2), x right and y up
     mode:str='bilinear', # interpolation off the lattice: 'bilinear', 'bicubic' or 'nearest'
 )->Tensor:               # same shape and dtype; 90° turns swap H and W
@@ -159,7 +166,8 @@ def transform_image(
     matrix = _isometry(matrix)
     _check_picture(x, mode)
     if x.is_complex():
-        return torch.complex(*[transform_image(part, matrix, mode) for part in (x.real, x.imag)])
+        parts = [transform_image(part, matrix, mode) for part in (x.real, x.imag)]
+        return torch.complex(*parts)
     if (matrix == matrix.round()).all():
         if torch.det(matrix) < 0: x = x.flip(-2)                # M = turn · (mirror of y)
         return x.rot90(round(math.atan2(matrix[1, 0], matrix[0, 0])/(math.pi/2)), (-2, -1))
@@ -179,27 +187,28 @@ def _pull_back(matrix, H, W):
 def _nearest(x, grid):
     "Each pixel's nearest one, copied."
     H, W = x.shape[-2:]
-    number = torch.arange(1, 1 + H*W, dtype=torch.float64, device='cpu').view(1, 1, H, W)   # 0 is outside
-    source = sample(number, grid[None], 'nearest').long().flatten().to(x.device)
+    number = torch.arange(1, 1 + H*W, dtype=torch.float64, device='cpu')   # 0 is outside
+    read = sample(number.view(1, 1, H, W), grid[None], 'nearest')
+    source = read.long().flatten().to(x.device)
     return F.pad(x.flatten(-2), (1, 0))[..., source].unflatten(-1, (H, W))
 
 def _interpolated(x, grid, mode):
     "Images read between their pixels."
     if not x.is_floating_point():
-        raise ValueError(f"mode must be 'nearest' for labels and masks, which can't be averaged, got {mode!r} "
-                         f"for {x.dtype}; images in whole numbers: x.float()")
+        raise ValueError("mode must be 'nearest' for labels, which have no average, "
+                         f"got {mode!r} for {x.dtype}; if these are images, x.float()")
     images = x if x.ndim == 4 else x.reshape(math.prod(x.shape[:-2]), 1, *x.shape[-2:])
     grid = grid.to(x.device, torch.promote_types(x.dtype, torch.float32))
     return sample(images, grid.expand(len(images), *grid.shape), mode).view(x.shape)
 
 # %% ../nbs/01_group.ipynb #c81d0005
 def _isometry(matrix):
-    "A matrix in float64 on the CPU, if it is orthogonal; one that was rounded to half precision passes."
+    "A matrix in float64 on the CPU, if it is orthogonal up to the rounding of bfloat16."
     m = _real('matrix', matrix).to('cpu', torch.float64)
     square = m.mT @ m if m.shape == (2, 2) else torch.full((2, 2), math.nan, device='cpu')
     if not (square - torch.eye(2, device='cpu')).abs().max() <= .01:
-        raise ValueError(f"matrix must be orthogonal (2, 2), a turn or a mirror image, got {m.tolist()}; "
-                         "take group.matrix(g)")
+        raise ValueError("matrix must be orthogonal (2, 2), a turn or a mirror image, "
+                         f"got {m.tolist()}; take group.matrix(g)")
     return m
 
 def _check_picture(x, mode):
@@ -229,5 +238,7 @@ def _check_act(group, x):
     "Refuse what no group acts on."
     if not isinstance(group, FiniteGroup):
         raise ValueError(f"group must be a group such as CyclicGroup(8), got {group!r}")
-    if not isinstance(x, Tensor) or x.ndim not in (2, 4, 5) or (x.ndim == 5 and x.shape[2] != group.order):
-        raise ValueError(f"{group} acts on tensors (B, C), (B, C, H, W) or (B, C, {group.order}, H, W), got {_kind(x)}")
+    moves = isinstance(x, Tensor) and x.ndim in (2, 4, 5)
+    if not moves or (x.ndim == 5 and x.shape[2] != group.order):
+        raise ValueError(f"{group} acts on tensors (B, C), (B, C, H, W) "
+                         f"or (B, C, {group.order}, H, W), got {_kind(x)}")

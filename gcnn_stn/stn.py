@@ -14,7 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import PADDING_MODES, _check_finite, _kind, _one_of, _whole, _wide, sample
+from .data import (PADDING_MODES, _check_finite, _kind, _one_of, _real, _whole,
+                           _wide, sample)
+
+# %% ../nbs/05_stn.ipynb #f5070002
+def _check_size(*sizes):
+    "Refuse what is no size of an image; a compiler's symbols pass."
+    if torch.compiler.is_compiling(): return
+    for n in sizes:
+        if not isinstance(n, torch.SymInt): _whole('height and width', n, 1)
+
+def _affine(theta):
+    "Affine maps (…, 2, 3), in float32 at least."
+    if not isinstance(theta, Tensor) or theta.shape[-2:] != (2, 3) or theta.is_complex():
+        raise ValueError(f"theta must be affine maps (B, 2, 3), got {_kind(theta)}; "
+                         "rotation_theta makes those of turns")
+    return _wide(theta)
 
 # %% ../nbs/05_stn.ipynb #0e8bf5c3
 def rotation_theta(
@@ -25,8 +40,16 @@ def rotation_theta(
     aspect:bool=True,  # False: as published, which shears images that aren't square
 )->Tensor:             # θ in normalised coordinates, float32 or wider (B, 2, 3)
     "θ that turns images by an angle about their centre."
+    _check_size(height, width)
+    cos, sin = _wide(_real('cos', cos)), _wide(_real('sin', sin))
+    if cos.shape != sin.shape:
+        raise ValueError("cos and sin must be of the same angles (B,), "
+                         f"got {tuple(cos.shape)} and {tuple(sin.shape)}")
+    return _theta(cos, sin, height, width, aspect)
+
+def _theta(cos, sin, height, width, aspect):
+    "`rotation_theta` without questions, which a tracer couldn't answer."
     h, w = (height, width) if aspect else (1, 1)
-    cos, sin = _wide(cos), _wide(sin)
     zero = torch.zeros_like(cos)
     rows = torch.stack([cos, -sin*h/w, zero, sin*w/h, cos, zero], dim=-1)   # (B, 6)
     return rows.unflatten(-1, (2, 3))
@@ -38,7 +61,8 @@ def rotation_angle(
     width:int,
 )->Tensor:         # degrees, counter-clockwise, within ±180, float32 or wider (B,)
     "The angle of the rotation that is nearest to θ."
-    theta = _wide(theta)
+    _check_size(height, width)
+    theta = _affine(theta)
     across, down = theta[..., 0, 1]*width/height, theta[..., 1, 0]*height/width
     return torch.rad2deg(torch.atan2(down - across, theta[..., 0, 0] + theta[..., 1, 1]))
 
@@ -46,11 +70,15 @@ def rotation_angle(
 def sampling_grid(
     theta:Tensor,  # affine maps in normalised coordinates (B, 2, 3)
     size:tuple,    # of the output, ending in (H, W)
-)->Tensor:         # where each output pixel reads, x then y, edges at ±1, float32 or wider: (B, H, W, 2)
+)->Tensor:         # places to read, x then y, edges at ±1: (B, H, W, 2), float32 or wider
     "The sampling grid of θ, for `align_corners=False`."
-    theta = _wide(theta)
-    H, W = size[-2:]
-    y, x = ((2*theta.new_ones(n).cumsum(0) - 1)/n - 1 for n in (H, W))   # middles of pixels
+    theta = _affine(theta)
+    _check_size(*(size[-2:] if isinstance(size, (tuple, list)) else [None]))
+    return _grid(theta, *size[-2:])
+
+def _grid(theta, height, width):
+    "`sampling_grid` without questions, for tracers; sizes may be free."
+    y, x = ((2*theta.new_ones(n).cumsum(0) - 1)/n - 1 for n in (height, width))   # middles of pixels
     by_x, by_y, shift = theta[:, None, None].unbind(-1)             # (B, 1, 1, 2) each
     return by_x*x[None, :, None] + by_y*y[:, None, None] + shift    # (B, H, W, 2)
 
@@ -58,12 +86,14 @@ def sampling_grid(
 def _check_theta(theta, x):
     "Refuse what isn't one affine map for each image."
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"images must be floating (B, C, H, W), got {_kind(x)}; x.float() is floating")
+        raise ValueError(f"images must be floating (B, C, H, W), got {_kind(x)}; "
+                         "x.float() is floating")
     batch = x.shape[0]   # len would fix it in an export
     shape = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
     if shape != (batch, 2, 3):
         raise ValueError(f"θ must have the shape ({batch}, 2, 3), got {shape}; "
-                         "end a localization net with .unflatten(-1, (2, 3)), or use a LocalizationNet")
+                         "end a localization net with .unflatten(-1, (2, 3)), or use a "
+                         "LocalizationNet")
 
 # %% ../nbs/05_stn.ipynb #c160fe5d
 def warp(
@@ -73,6 +103,7 @@ def warp(
 )->Tensor:                      # images (B, C, H, W), dtype as x
     "Each image, read where its θ says, bilinearly."
     _check_theta(theta, x)
+    theta = _affine(theta)
     _check_finite('theta', theta)
     wide = torch.promote_types(theta.dtype, x.dtype)
     return sample(x, sampling_grid(theta.to(wide), x.shape), 'bilinear', padding_mode)
@@ -83,7 +114,9 @@ def unit(
     eps:float=1e-6,   # those with a square below it come out shorter than 1
 )->Tensor:            # vectors of length 1 (..., D)
     "Scale vectors to length one, with finite gradients everywhere."
-    square = _wide(v).square().sum(dim=-1, keepdim=True)   # which half precision might not hold
+    v = _real('v', v)
+    if not v.is_floating_point(): v = _wide(v)
+    square = _wide(v).square().sum(dim=-1, keepdim=True)   # may be too large for half
     return (v*square.clamp(min=eps).rsqrt()).to(v.dtype)
 
 # %% ../nbs/05_stn.ipynb #afd2c25c
@@ -135,7 +168,8 @@ def _check_images(x, in_channels, smallest):
         raise ValueError(f"images must have at least {smallest}×{smallest} pixels, got {tuple(x.shape[-2:])}; "
                          "pad them, or build the net with a smaller kernel_size or position")
     if not x.is_floating_point():
-        raise ValueError(f"images must be floating, got {x.dtype}; prepare(x) scales and normalises them")
+        raise ValueError(f"images must be floating, got {x.dtype}; "
+                         "prepare(x) scales and normalises them")
 
 # %% ../nbs/05_stn.ipynb #d2576650
 class _Localization(nn.Module):
@@ -149,7 +183,8 @@ class _Localization(nn.Module):
     )->Tensor:      # affine maps in normalised coordinates, float32 or wider (B, 2, 3)
         _check_images(x, self.in_channels, self.smallest)
         weight = next(self.features.parameters(), x)
-        pose = _wide(self.regressor(self.features(x.to(weight.dtype))))   # (B, 1), (B, 2) or (B, 6)
+        features = self.features(x.to(weight.dtype))
+        pose = _wide(self.regressor(features))   # (B, 1), (B, 2) or (B, 6)
         if self.transformation == 'affine': return pose.unflatten(-1, (2, 3))
         return rotation_theta(*self.cos_sin(pose), *x.shape[-2:], aspect=self.aspect)
 
@@ -168,7 +203,8 @@ class LocalizationNet(_Localization):
         gain:float=0.01,                # size of the regressor's weights at the start
         **factory,                      # device, dtype
     ):
-        in_channels, channels, kernel_size = _check_net(in_channels, channels, transformation, kernel_size)
+        numbers = _check_net(in_channels, channels, transformation, kernel_size)
+        in_channels, channels, kernel_size = numbers
         position = _whole('position', position, 1)
         super().__init__(in_channels, channels, transformation, kernel_size, max(kernel_size, 2*position))
         norm = lambda n: nn.GroupNorm(1, n, **factory)
@@ -200,7 +236,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         _one_of('padding_mode', padding_mode, PADDING_MODES)
         if not callable(localization):
-            raise ValueError(f"localization must be a module such as LocalizationNet(), got {localization!r}")
+            raise ValueError("localization must be a module such as LocalizationNet(), "
+                             f"got {localization!r}")
         self.localization, self.padding_mode = localization, padding_mode
 
     def theta(self, x:Tensor)->Tensor:   # (B, C, H, W) -> (B, 2, 3), in normalised coordinates
@@ -234,7 +271,8 @@ class PublishedLocalizationNet(_Localization):
         init:str='identity',            # 'identity', or 'random' for PyTorch's
         *, kernel_size:int=5,           # odd
     ):
-        in_channels, channels, kernel_size = _check_net(in_channels, channels, transformation, kernel_size)
+        numbers = _check_net(in_channels, channels, transformation, kernel_size)
+        in_channels, channels, kernel_size = numbers
         _one_of('init', init, ('identity', 'random'))
         super().__init__(in_channels, channels, transformation, kernel_size, smallest=2)
         norm = lambda n: SpatialLayerNorm()

@@ -2,6 +2,7 @@
 import math
 from functools import partial
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -62,6 +63,10 @@ CALLS = {
     equivariance.equivariance_error: dict(f=lambda x: x, group=C8, x=GREY, elements=None),
     equivariance.smooth_images: dict(n=1, size=9, channels=1, detail=.05, seed=0, dtype=torch.float32),
     equivariance.size_rule: dict(size=9, kernel_size=3, stride=1, padding=0, dilation=1),
+    stn.rotation_theta: dict(cos=torch.ones(4), sin=torch.zeros(4), height=9, width=9),
+    stn.rotation_angle: dict(theta=TURN, height=9, width=9),
+    stn.sampling_grid: dict(theta=TURN, size=(9, 9)),
+    stn.unit: dict(v=torch.ones(4, 2)),
     stn.warp: dict(x=GREY, theta=TURN, padding_mode='border'),
     stn.AreaPool2d: dict(size=2),
     stn.LocalizationNet: dict(in_channels=1, channels=2, transformation='rotation', kernel_size=3, position=2, gain=.01),
@@ -83,4 +88,5 @@ def test_odd_arguments(f, tmp_path, monkeypatch):
             except ValueError as e: said = str(e)
             except Exception as e: wrong.append(f'{name}={odd}: {type(e).__name__}: {e}'[:160])
             else: continue
+    plt.close('all')
     assert not wrong, '\n' + '\n'.join(wrong)

@@ -138,7 +138,6 @@ BAD_PLACES = {
     'a table': lambda v: FiniteGroup([[v]], [[[1, 0], [0, 1]]]),
     'mean': lambda v: normalize(torch.ones(1, 1, 5, 5), mean=v),
     'std': lambda v: normalize(torch.ones(1, 1, 5, 5), std=(v,)),
-    'an image': lambda v: normalize(torch.full((1, 1, 5, 5), v)),
     'smooth_images': lambda v: smooth_images(detail=v),
 }
 
