@@ -228,8 +228,8 @@ def _check_tensor(name, t):
         raise ValueError(f"{name} must be a tensor, got a {type(t).__name__}; "
                          "torch.as_tensor makes one of an array")
     if t.is_meta or t.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor with values, got one on {t.device} "
-                         f"of {t.layout}; give the numbers themselves")
+        raise ValueError(f"{name} must be a dense tensor with values, got {t.device} "
+                         f"and {t.layout}; give the numbers themselves")
 
 def _check_images(name, x):
     "Refuse anything but images."

@@ -278,7 +278,7 @@ BAD_IMAGES = {   # what is wrong → images, and what is said
     'no channels': (X[:, 0], 'images (N, C, H, W)'),
     'a single image': (X[0], 'images (N, C, H, W)'),
     'an array': (X.numpy(), 'tensor'),
-    'without values': (X.to('meta'), 'must be a dense tensor with values, got one on meta'),
+    'without values': (X.to('meta'), 'must be a dense tensor with values, got meta'),
     'sparse': (X.float().to_sparse(), 'must be a dense tensor with values'),
     'a list': (X.tolist(), 'tensor'),
 }
@@ -324,7 +324,7 @@ BAD_LABELS = {
     'too few': (Y[:-1], '(N, C, H, W) and int64 labels (N,)'),
     'none': (Y[:0], '(N, C, H, W) and int64 labels (N,)'),
     'an array': (Y.numpy(), 'labels of'),
-    'without values': (Y.to('meta'), 'must be a dense tensor with values, got one on meta'),
+    'without values': (Y.to('meta'), 'must be a dense tensor with values, got meta'),
     'a list': (Y.tolist(), 'labels of'),
 }
 
