@@ -116,8 +116,12 @@ def unit(
     "Scale vectors to length one, with finite gradients everywhere."
     v = _real('v', v)
     if not v.is_floating_point(): v = _wide(v)
-    square = _wide(v).square().sum(dim=-1, keepdim=True)   # may be too large for half
-    return (v*square.clamp(min=eps).rsqrt()).to(v.dtype)
+    return _unit(_wide(v), eps).to(v.dtype)   # a square may be too large for half precision
+
+def _unit(v, eps=1e-6):
+    "`unit` without questions, for tracers."
+    square = v.square().sum(dim=-1, keepdim=True)
+    return v*square.clamp(min=eps).rsqrt()
 
 # %% ../nbs/05_stn.ipynb #afd2c25c
 def _cells(n, size, like):
@@ -211,7 +215,7 @@ class LocalizationNet(_Localization):
         self.features = _trunk(in_channels, channels, kernel_size, norm, AreaPool2d(position), False, **factory)
         self.regressor = _small_linear(channels*position**2, POSES[transformation], gain, **factory)
 
-    def cos_sin(self, pose:Tensor)->tuple: return unit(pose).unbind(-1)   # (B, 2) -> (B,), (B,)
+    def cos_sin(self, pose:Tensor)->tuple: return _unit(pose).unbind(-1)   # (B, 2) -> (B,), (B,)
 
 # %% ../nbs/05_stn.ipynb #1bd1d6c3
 def _small_linear(n, start, gain, **factory):
