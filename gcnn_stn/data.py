@@ -233,6 +233,12 @@ def _axes(n, ncols, size):
     for ax in axs.flat: ax.axis('off')
     return axs
 
+def _one_each(name, things, x):
+    "Refuse to leave images out for want of a title or of axes."
+    if len(things) < len(x):
+        raise ValueError(f"{name} must be one for each of {len(x)} images, got {len(things)}; "
+                         "add the others")
+
 # %% ../nbs/00_data.ipynb #605bad00
 def show_images(
     x:Tensor,        # images (N, H, W), (N, 1, H, W) or (N, 3, H, W)
@@ -250,14 +256,12 @@ def show_images(
         raise ValueError("images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W) with N > "
                          "0, "
                          f"got {_kind(given)}")
+    titles = ['']*len(x) if titles is None else _listed('titles', titles)
+    _one_each('titles', titles, x)
     ncols = min(_whole('ncols', ncols, 1), len(x))
     axs = _axes(len(x), ncols, size) if axs is None else np.array(axs, dtype=object)
-    titles = ['']*len(x) if titles is None else _listed('titles', titles)
     drawable = [ax for ax in axs.ravel() if hasattr(ax, 'imshow')]
-    for name, n in ('titles', len(titles)), ('axs', len(drawable)):
-        if n < len(x):
-            raise ValueError(f"{name} must be one for each of {len(x)} images, got {n}; "
-                             "add the others")
+    _one_each('axs', drawable, x)
     x = x.detach().cpu().movedim(1, -1)   # (N, H, W, C)
     if x.is_floating_point(): x = x.float()
     kwargs = dict(cmap='gray', vmin=x.min().item(), vmax=x.max().item()) | kwargs
