@@ -35,7 +35,7 @@ def _circumstances(used):
 
 # %% ../nbs/03b_cache.ipynb #d5401e00
 class FilterCache(nn.Module):
-    "A module whose `filters()` follow from its own parameters and buffers: kept in evaluation, as long as these are what they were."
+    "A module whose `filters()` follow from its own parameters and buffers, and are kept in evaluation."
     def __init__(self):
         super().__init__()
         self._kept = None
@@ -43,12 +43,21 @@ class FilterCache(nn.Module):
     def filters(self)->Tensor: raise NotImplementedError("a FilterCache must define filters()")
 
     def refresh(self):
-        "Forget the filters: only needed when `filters()` follows from a plain attribute, and that has changed."
+        "Forget the filters: only needed where they follow from a plain attribute, and that has changed."
         self._kept = None
 
-    def train(self, mode=True): self.refresh(); return super().train(mode)
-    def _apply(self, fn, recurse=True): self.refresh(); return super()._apply(fn, recurse)
-    def _load_from_state_dict(self, *args, **kwargs): self.refresh(); super()._load_from_state_dict(*args, **kwargs)
+    def train(self, mode=True):
+        self.refresh()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.refresh()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.refresh()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def __getstate__(self): return {**self.__dict__, '_kept': None}
 
 # %% ../nbs/03b_cache.ipynb #df2af455

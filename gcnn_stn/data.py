@@ -236,7 +236,8 @@ def _axes(n, ncols, size):
 def _one_each(name, things, x):
     "Refuse to leave images out for want of a title or of axes."
     if len(things) < len(x):
-        raise ValueError(f"{name} must be one for each of {len(x)} images, got {len(things)}; "
+        raise ValueError(f"{name} must be one for each of {len(x)} images, got "
+                         f"{len(things)}; "
                          "add the others")
 
 # %% ../nbs/00_data.ipynb #605bad00
@@ -486,11 +487,15 @@ def unit_range(
     x:Tensor,  # uint8, or floating in [0, 1], which stays as it is
 )->Tensor:     # floating
     "Scale bytes to [0, 1]."
+    if isinstance(x, Tensor) and x.is_floating_point(): _check_unit(x)
+    return _scaled(x)
+
+def _scaled(x):
+    "`unit_range`, for images that have been looked at before."
     if isinstance(x, Tensor) and x.dtype == torch.uint8: return x.float()/255
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ValueError("images must be uint8 in [0, 255] or floating in [0, 1], "
                          f"got {_kind(x)}; convert them first, 16 bits by x.float()/65535")
-    _check_unit(x)
     return x
 
 def normalize(
@@ -509,7 +514,11 @@ def prepare(
     std=MNIST_STD,          # the same; positive
 )->Tensor:                  # what a network sees, floating (B, C, H, W)
     "Scale to [0, 1], turn, normalise: in this order."
-    x = unit_range(x)
+    return _prepare(unit_range(x), degrees, mean, std)
+
+def _prepare(x, degrees, mean, std):
+    "`prepare`, for images that have been looked at before."
+    x = _scaled(x)
     if degrees is not None: x = rotate(x, degrees)
     return _standardize(x, mean, std)
 

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from .data import MNIST_MEAN, MNIST_STD, unit_range
+from .data import MNIST_MEAN, MNIST_STD, _check_unit, _scaled
 from .group import CyclicGroup, FiniteGroup
 from .layer import (Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d,
                             GroupLayerNorm, GroupMaxPool2d, LiftingConv2d, _check_whole)
@@ -303,7 +303,7 @@ def _unit(x, dtype):
     "Bytes or numbers in [0, 1] in this precision (None: their own), single at least."
     own = x.dtype if x.is_floating_point() else torch.float32
     wide = torch.promote_types(dtype or own, torch.float32)
-    return x.to(wide)/255 if x.dtype == torch.uint8 else unit_range(x).to(wide)
+    return x.to(wide)/255 if x.dtype == torch.uint8 else _scaled(x).to(wide)
 
 # %% ../nbs/06_model.ipynb #4d79c4c0
 class Normalized(nn.Module):
@@ -333,6 +333,7 @@ class Normalized(nn.Module):
             wanted = channels if channels > 1 else 'C'
             raise ValueError(f"images must be (B, {wanted}, H, W), got {tuple(x.shape)}; "
                              "give a single image a batch axis: x[None]")
+        if x.is_floating_point(): _check_unit(x)
         x = (_unit(x, self.mean.dtype) - self.mean)/self.std
         dtype = weights_dtype(self.model)
         return self.model(x if dtype is None else x.to(dtype))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .data import rotate, unit_range
+from .data import rotate, _scaled
 from .model import unwrapped
 from .train import (Speed, TrainConfig, _bar, _Best, _check_calls, _check_fit,
                             _check_kinds, _computing, _large_enough, _Log, _ready, _seeded,
@@ -161,7 +161,7 @@ def _spread(values, x):
     rows = [v if isinstance(v, tuple) else (v,) for v in values]
     channels = max(map(len, rows))
     rows = [row if len(row) == channels else row*channels for row in rows]
-    rows = torch.tensor(rows, dtype=unit_range(x[:1]).dtype, device=x.device)   # (R, C)
+    rows = torch.tensor(rows, dtype=_scaled(x[:1]).dtype, device=x.device)   # (R, C)
     return rows[:, None, :, None, None]   # (R, 1, C, 1, 1)
 
 def _pile(sets, configs, model, device):
@@ -177,7 +177,7 @@ def _pile(sets, configs, model, device):
 def _take(pile, idx, degrees):
     "Images (R, B, C, H, W), as seen by the networks, and labels (R, B), for idx (R, B)."
     where = idx + pile.start[:, None]
-    x = unit_range(pile.x[where.flatten()])
+    x = _scaled(pile.x[where.flatten()])
     if degrees is not None: x = rotate(x, degrees.flatten())
     return (x.unflatten(0, idx.shape) - pile.mean)/pile.std, pile.y[where]
 

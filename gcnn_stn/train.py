@@ -32,7 +32,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from .data import content_hash, prepare, random_angles, user_path
+from .data import _prepare, content_hash, random_angles, user_path
 from .dataset import pixel_statistics
 from .equivariance import disc, equivariance_error
 from .group import CyclicGroup, FiniteGroup, act, on_cpu
@@ -267,7 +267,7 @@ def _as_they_are(model, mean, std):
 def _seen(x, degrees, mean, std, dtype, device):
     "What a network with weights of `dtype` on `device` sees of the images."
     if x.is_floating_point(): x = _unit(x, dtype)   # here: not every device knows float64
-    x = prepare(_unit(x.to(device), dtype), degrees, mean, std)
+    x = _prepare(_unit(x.to(device), dtype), degrees, mean, std)
     return x if dtype is None else x.to(dtype)
 
 def _ask(forward, x):
@@ -566,7 +566,7 @@ def _penalized(forward, x, degrees, turn, config):
     group = _rotations(config.equivariance)
     start = x.new_zeros(len(x), dtype=torch.float32) if degrees is None else degrees
     on = start + 360*turn/group.order
-    seen = [prepare(x, d, config.mean, config.std) for d in (degrees, on)]
+    seen = [_prepare(x, d, config.mean, config.std) for d in (degrees, on)]
     logits, out = forward(torch.cat(seen))
     here, there = out.chunk(2)
     square = (there - act(group, turn, here)).square()
@@ -578,7 +578,7 @@ def _penalized(forward, x, degrees, turn, config):
 def _differentiate(forward, x, y, degrees, turn, config, share):
     "Predict, measure, differentiate; the loss times `share`, and the number read right."
     if turn: logits, apart = _penalized(forward, x, degrees, turn, config)
-    else: logits, apart = forward(prepare(x, degrees, config.mean, config.std)), None
+    else: logits, apart = forward(_prepare(x, degrees, config.mean, config.std)), None
     loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     loss = share*(loss if apart is None else loss + config.penalty*apart)
     if not loss.requires_grad:
