@@ -164,7 +164,7 @@ def test_files_refused(at_home, write, name):
 @pytest.mark.parametrize('write', WRITERS)
 def test_no_path(write):
     for bad in 3, 1.5, b'net', ['net']:
-        with pytest.raises(ValueError, match='path must be a path'): WRITERS[write](bad)
+        with pytest.raises(ValueError, match='must name a file or a folder'): WRITERS[write](bad)
 
 
 def killed(path):
