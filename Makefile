@@ -34,7 +34,7 @@ test: $(READY) npm  ## the proof: every chapter, the pages, the wheel (ARGS=--sl
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests $(ARGS)
 
-outputs: $(READY)  ## run every notebook anew, and compare its figures and tables with those that are kept (ARGS=03_kernel for one)
+outputs: $(READY)  ## run every notebook anew, and compare its figures and tables with those that are kept (ARGS=layers/kernel for one)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/test_outputs.py $(ARGS)
 
 docs: $(READY) npm  ## the site in _docs: by Quarto if it is there, otherwise a preview by pandoc

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-import gcnn_stn.train as trainer
-from gcnn_stn.train import (TrainConfig, check_writable, checkpoint_bytes, fit,
+import gcnn_stn.study.train as trainer
+from gcnn_stn.study.train import (TrainConfig, check_writable, checkpoint_bytes, fit,
                             load_checkpoint, predict, save_checkpoint, write_atomically)
 
 
@@ -169,7 +169,7 @@ def test_no_path(write):
 
 def killed(path):
     "A process that was killed while it wrote, and the name of what it left."
-    code = ("import os, signal, sys; from gcnn_stn.train import write_atomically; "
+    code = ("import os, signal, sys; from gcnn_stn.study.train import write_atomically; "
             "os.fsync = lambda f: os.kill(os.getpid(), signal.SIGKILL); "
             "write_atomically(sys.argv[1], b'half')")
     before = {*os.listdir(path.parent)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from book import ROOT
-from gcnn_stn import benchmark, gallery, study
+from gcnn_stn.evidence import race, gallery, study
 
 COMMANDS = {'study': study.main, 'train': study.train_main, 'figures': gallery.main, 'bench': benchmark.main}
 LIMIT = 1200   # seconds; only what hangs takes as long

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import gcnn_stn.train as trainer
+import gcnn_stn.study.train as trainer
 from gcnn_stn.data import mnist, unit_range
 from gcnn_stn.group import CyclicGroup, DihedralGroup
 from gcnn_stn.layer import (Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatchNorm, GroupConv2d, GroupDropout, GroupInstanceNorm, GroupLayerNorm, GroupMaxPool2d,
@@ -16,7 +16,7 @@ from gcnn_stn.model import published_gcnn, published_stcnn, unwrapped
 from gcnn_stn.sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from gcnn_stn.separable import GroupPointwise, SeparableGroupConv2d
 from gcnn_stn.subgroup import CosetPool, Restrict
-from gcnn_stn.train import TrainConfig, distributed, fit
+from gcnn_stn.study.train import TrainConfig, distributed, fit
 
 STEPS = 20
 

@@ -551,7 +551,7 @@ def test_inductor(digits):
 
 def test_ten_lines(tmp_path):
     "The chapter's ten lines are ten, and run in an empty folder."
-    cells = json.loads((ROOT/'nbs'/'07_fold.ipynb').read_text())['cells']
+    cells = json.loads((ROOT/'nbs'/'networks/fold.ipynb').read_text())['cells']
     code, = [''.join(c['source']) for c in cells if c['cell_type'] == 'code' and 'program = torch.export.export(fold(net)' in ''.join(c['source'])]
     assert len([line for line in code.split('\n') if line.strip()]) == 10
     done = run(code + "\nassert program.module()(x[:3]).shape == (3, 10)\nprint('ran')", tmp_path)

@@ -11,8 +11,8 @@ from torch import nn
 from gcnn_stn.fold import fold
 from gcnn_stn.group import CyclicGroup
 from gcnn_stn.model import CNN, GCNN, STCNN, Normalized, published_gcnn
-from gcnn_stn.stacked import fit_stacked
-from gcnn_stn.train import (Speed, TrainConfig, evaluate, fit, load_checkpoint,
+from gcnn_stn.study.stacked import fit_stacked
+from gcnn_stn.study.train import (Speed, TrainConfig, evaluate, fit, load_checkpoint,
                             measure_equivariance, predict, save_checkpoint)
 
 

@@ -26,7 +26,7 @@ def test_in_step(tmp_path):
 
 
 def stain(project):
-    notebook = project/'nbs'/'00_data.ipynb'
+    notebook = project/'nbs'/'foundations/data.ipynb'
     notebook.write_text(notebook.read_text().replace('"execution_count": null', '"execution_count": 7', 1))
 
 
@@ -36,7 +36,7 @@ def lose_module(project): (project/'gcnn_stn'/'data.py').unlink()
 
 
 @pytest.mark.parametrize('fault, named', [
-    (stain, 'nbs/00_data.ipynb'), (edit_module, 'gcnn_stn/data.py'), (add_module, 'gcnn_stn/orphan.py'), (lose_module, 'gcnn_stn/data.py')])
+    (stain, 'nbs/foundations/data.ipynb'), (edit_module, 'gcnn_stn/data.py'), (add_module, 'gcnn_stn/orphan.py'), (lose_module, 'gcnn_stn/data.py')])
 def test_drift_is_seen(fault, named, tmp_path):
     project, scratch = tmp_path/'project', tmp_path/'scratch'
     for folder in (project, scratch): folder.mkdir()

@@ -1,4 +1,4 @@
-"Figures and tables on the pages are what the code gives now: notebooks run anew, and each picture is compared with the one that is kept.\n\nAll of them: `make outputs`, or `python tests/test_outputs.py 03_kernel 12_results`."
+"Figures and tables on the pages are what the code gives now: notebooks run anew, and each picture is compared with the one that is kept.\n\nAll of them: `make outputs`, or `python tests/test_outputs.py layers/kernel evidence/results`."
 import base64, io, json, os, sys
 
 import matplotlib.image as mpimg
@@ -9,7 +9,7 @@ from nbclient.exceptions import CellExecutionError
 from book import ROOT
 
 NBS = ROOT/'nbs'
-SAMPLE = ('01_group', '09e_style', '12_results')
+SAMPLE = ('foundations/group', 'study/style', 'evidence/results')
 TOLERANCE = .01   # mean difference of a picture's grey values, white being 1: fonts and rounding stay below, another curve doesn't
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from book import ROOT
 from gcnn_stn import (benchmark, data, dataset, figure, gallery, play, runner, study, style,
                       train)
-from gcnn_stn.dataset import from_torchvision, load_dataset
+from gcnn_stn.study.data import from_torchvision, load_dataset
 
 DIGITS = Path(data._find([*data.MNIST_MD5])).parents[1]
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8)

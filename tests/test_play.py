@@ -8,11 +8,11 @@ import torch
 from book import ROOT, pandoc, to_markdown
 from browser import browser, needs_chromium
 from gcnn_stn.data import mnist, normalize, rotate
-from gcnn_stn.figure import Evidence
+from gcnn_stn.evidence.figure import Evidence
 from gcnn_stn.group import CyclicGroup
 from gcnn_stn.kernel import basis_operator
-from gcnn_stn.play import copy_errors, edge_kernel, kernel_explorer, orientation_dial, write_page
-from gcnn_stn.study import GRIDS, load_run, select
+from gcnn_stn.evidence.play import copy_errors, edge_kernel, kernel_explorer, orientation_dial, write_page
+from gcnn_stn.study.grid import GRIDS, load_run, select
 
 pytestmark = needs_chromium
 LIMIT = 300_000   # bytes
@@ -30,7 +30,7 @@ def pages(tmp_path_factory):
 def chapter(tmp_path_factory):
     "The chapter as a page, the committed outputs in it, under the class that Quarto gives to its dark theme."
     folder = tmp_path_factory.mktemp('chapter')
-    html = pandoc(to_markdown(ROOT/'nbs'/'14_play.ipynb', folder/'figures'), 'html')
+    html = pandoc(to_markdown(ROOT/'nbs'/'play.ipynb', folder/'figures'), 'html')
     path = folder/'play.html'
     path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
                     f'<title>play</title><style>body{{background:#222;color:#fff}} pre{{overflow:auto}} table,code{{overflow-wrap:anywhere}}</style><body class="quarto-dark">{html}')
@@ -186,7 +186,7 @@ def test_chapter(browser, chapter, width):
         changed = [a != b for a, b in zip(said, browser.js('[...document.querySelectorAll("output")].map(o => o.textContent)'))]
         assert changed == [name == 'Angle', name == 'Size']                     # each moves its own
     assert not browser.complaints()
-    assert (ROOT/'nbs'/'14_play.ipynb').stat().st_size < 1e6
+    assert (ROOT/'nbs'/'play.ipynb').stat().st_size < 1e6
 
 
 def test_faults_are_seen(browser, pages, tmp_path):

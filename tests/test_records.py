@@ -12,18 +12,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import gcnn_stn.study as study
+import gcnn_stn.study.grid as study
 from book import ROOT
-from gcnn_stn.runner import epochs_path, record_path, weights_path, write_result
-from gcnn_stn.study import (GRIDS, RECORD, all_records, is_missing, load_run, main, read_records, record_fault, run_grid,
+from gcnn_stn.study.runner import epochs_path, record_path, weights_path, write_result
+from gcnn_stn.study.grid import (GRIDS, RECORD, all_records, is_missing, load_run, main, read_records, record_fault, run_grid,
                             run_unit, select, why_missing)
-from gcnn_stn.train import checkpoint_bytes
+from gcnn_stn.study.train import checkpoint_bytes
 
 TOY = dict(dataset='digits', digits=60, epochs=1, test=50)
 RUNS = select(GRIDS['quick'].runs(**TOY), 'contender=cnn')
 RUN, OTHER = RUNS
 COMMAND = ['--only', 'contender=cnn', '--device', 'cpu', '--jobs', '1', *(w for k, v in TOY.items() for w in (f'--{k}', str(v)))]
-DAMAGE = pytest.mark.filterwarnings('ignore::gcnn_stn.runner.RecordWarning')
+DAMAGE = pytest.mark.filterwarnings('ignore::gcnn_stn.study.runner.RecordWarning')
 
 
 @pytest.fixture(scope='module')

@@ -9,8 +9,8 @@ from torch._dynamo.utils import counters
 from gcnn_stn.data import mnist
 from gcnn_stn.group import CyclicGroup
 from gcnn_stn.model import GCNN, published_stcnn
-from gcnn_stn.stacked import fit_stacked
-from gcnn_stn.train import Speed, TrainConfig, fit
+from gcnn_stn.study.stacked import fit_stacked
+from gcnn_stn.study.train import Speed, TrainConfig, fit
 
 CONFIG = TrainConfig(epochs=3, batch_size=32, rotate=True, lr=1e-3)   # 75 images: the last batch is smaller
 NETS = {'stcnn': lambda: published_stcnn('single', 3, 4, 3, init='random'), 'gcnn': lambda: GCNN(CyclicGroup(4), (2, 3, 4))}

@@ -163,7 +163,7 @@ FAULTS = {
     'a call into the void': (f'{WORKFLOWS}/release.yml', 'workflows/test.yml', 'workflows/site.yml', check_jobs, "can't be called"),
     'a command that is gone': ('Makefile', '\ndocs:', '\nsite:', check_names, 'make docs'),
     'a file that is gone': (f'{WORKFLOWS}/test.yml', 'settings.ini', 'requirements.ini', check_names, 'requirements.ini'),
-    'a chapter that is gone': ('CONTRIBUTING.md', '22_making.ipynb', '99_making.ipynb', check_names, '99_making.ipynb'),
+    'a chapter that is gone': ('CONTRIBUTING.md', 'book/making.ipynb', '99_making.ipynb', check_names, '99_making.ipynb'),
     'a Python untested': (f'{WORKFLOWS}/test.yml', "'3.10', ", '', check_pythons, 'promised'),
     'a Python too old': ('settings.ini', 'min_python = 3.10', 'min_python = 3.9', check_pythons, "'3.9'"),
     'a form without description': (f'{FORMS}/claim.yml', 'description: A proof', 'about: A proof', check_forms, 'description is missing'),
@@ -203,12 +203,12 @@ def test_colab_comes_once(tmp_path):
     folder = copy_project(tmp_path, 'nbs')/'nbs'
     colab(folder)
     assert not colab(folder)                                                  # nothing to do the second time
-    path = folder/'01_group.ipynb'
+    path = folder/'foundations/group.ipynb'
     good = path.read_text()
-    for change in ((LINK, LINK.replace('/blob/main/', '/blob/old/')), ('fetch the book', 'get it'), ('01_group.ipynb)', '99_group.ipynb)')):   # cells of an earlier version, or of another chapter
+    for change in ((LINK, LINK.replace('/blob/main/', '/blob/old/')), ('fetch the book', 'get it'), ('foundations/group.ipynb)', '99_group.ipynb)')):   # cells of an earlier version, or of another chapter
         assert change[0] in good
         path.write_text(good.replace(*change, 1))
-        assert colab(folder) == ['01_group.ipynb'] and len(cells(path)) == len(json.loads(good)['cells']) and path.read_text() == good
+        assert colab(folder) == ['foundations/group.ipynb'] and len(cells(path)) == len(json.loads(good)['cells']) and path.read_text() == good
 
 
 @pytest.mark.parametrize('there', [True, False])
