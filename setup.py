@@ -27,6 +27,7 @@ setup(
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(min_minor, last_minor + 1)),
     ],
     packages=find_packages(include=[lib, f'{lib}.*']),
+    package_data={lib: ['py.typed']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')},

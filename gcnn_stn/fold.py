@@ -9,10 +9,12 @@ __all__ = ['NAMES', 'FORWARDS', 'HARMLESS', 'AXES', 'DROPOUTS', 'plain_conv2d', 
 import copy
 import dis
 import inspect
+import sys
 import warnings
 from collections import Counter, OrderedDict, defaultdict
 from functools import partial, singledispatch
 from itertools import product
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -535,3 +537,12 @@ def fold(
         _fold_norms(model)
     if pixels is not None: model.pixel_statistics = pixels   # which `predict` asks for
     return model.requires_grad_(False)
+
+# %% ../nbs/networks/fold.ipynb #c4b1f0ab
+class _Callable(ModuleType):
+    "A module that does what its function of the same name does."
+    def __call__(self, *args, **kwargs):
+        return self.fold(*args, **kwargs)
+
+if __name__ != '__main__':    # not in a notebook
+    sys.modules[__name__].__class__ = _Callable

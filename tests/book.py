@@ -24,7 +24,15 @@ def copy_project(target, *names, root=ROOT):
     return target
 
 
-def chapters(folder): return sorted(p for p in Path(folder).glob('*.ipynb') if not p.name.startswith('_'))
+def chapters(folder):
+    "The notebooks of a book, in the folders of its parts; what begins with a dot or an underscore is none."
+    found = (p for p in Path(folder).rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(folder).parts))
+    return sorted(found)
+
+
+def name_of(notebook, folder):
+    "What the sidebar and links call a chapter: its path below `folder`."
+    return notebook.relative_to(folder).as_posix()
 
 
 def split_cell(source, read=yaml.safe_load):
@@ -48,7 +56,8 @@ def show_output(output, options, figure):
         figure.parent.mkdir(parents=True, exist_ok=True)
         figure.write_bytes(base64.b64decode(data['image/png']))
         alt = options.get('fig-alt', '').replace('"', "'")
-        return f'![]({figure.parent.name}/{figure.name}){{alt="{alt}"}}'
+        width = output.get('metadata', {}).get('image/png', {}).get('width')   # where the picture has more pixels than that
+        return f'![]({figure.parent.name}/{figure.name}){{alt="{alt}"{f" width={width}" if width else ""}}}'
     if 'text/markdown' in data: return data['text/markdown']
     if 'text/html' in data: return '```{=html}\n' + data['text/html'] + '\n```'
     return fence(data['text/plain'], '.output')

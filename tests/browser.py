@@ -52,10 +52,14 @@ class Browser:
         self.events.clear()
         self('Emulation.setScriptExecutionDisabled', value=not script)
         self('Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1, mobile=False)
-        self('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light'),
-                                                     dict(name='prefers-reduced-motion', value='reduce' if still else 'no-preference')])
+        self.light(dark, still)
         self('Page.navigate', url=Path(path).as_uri())
         while not any(e['method'] == 'Page.loadEventFired' for e in self.events): self.events.append(self._read())
+
+    def light(self, dark, still=False):
+        "By day or by night."
+        wishes = {'prefers-color-scheme': 'dark' if dark else 'light', 'prefers-reduced-motion': 'reduce' if still else 'no-preference'}
+        self('Emulation.setEmulatedMedia', features=[dict(name=name, value=value) for name, value in wishes.items()])
 
     def press(self, key, times=1):
         "A key, as from a keyboard."

@@ -1,5 +1,5 @@
 "What can be wrong with the site, as lists of complaints. A clean book has none."
-import json, re, shutil, subprocess
+import json, posixpath, re, shutil, subprocess
 from collections import Counter
 from functools import cache
 from urllib.parse import unquote
@@ -8,8 +8,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from lxml import html
 
-from book import HERE, chapters, split_cell
-from preview import PARTS, build, entries
+from book import HERE, chapters, name_of, split_cell
+from preview import PARTS, build, entries, relative
 
 SCHEMA = yaml.safe_load((HERE/'quarto.schema.yml').read_text())
 NODE_MODULES = PARTS/'node_modules'
@@ -41,11 +41,11 @@ def check_config(project):
     except yaml.YAMLError as e: return [f'_quarto.yml: {e}']
     complaints = against('config', config, '_quarto.yml')
     if read_yaml((project/'nbs'/'_quarto.yml').read_text()) != {'metadata-files': ['../_quarto.yml']}: complaints.append('nbs/_quarto.yml must only point to ../_quarto.yml')
-    listed, there = Counter(entries(config['website']['sidebar']['contents'])), {p.name for p in chapters(project/'nbs')}
+    listed, there = Counter(entries(config['website']['sidebar']['contents'])), {name_of(p, project/'nbs') for p in chapters(project/'nbs')}
     complaints += [f'sidebar: {name} is listed {n} times' for name, n in listed.items() if n > 1]
     complaints += [f'sidebar: {name} {fault}' for names, fault in ((set(listed) - there, 'has no notebook'), (there - set(listed), 'is not listed')) for name in sorted(names)]
     html = config['format']['html']
-    files = [config['bibliography'], html['css'], *(config['website'].get(k) for k in ('favicon', 'image')), *(f for theme in html['theme'].values() for f in theme if '.' in f)]
+    files = [config['bibliography'], html['include-after-body'], *(config['website'].get(k) for k in ('favicon', 'image')), *(f for theme in html['theme'].values() for f in theme if '.' in f)]
     return complaints + [f'_quarto.yml: nbs/{f} does not exist' for f in files if f and not (project/'nbs'/f).exists()]
 
 
@@ -55,7 +55,7 @@ def check_cells(project):
     for notebook in chapters(project/'nbs'):
         for number, cell in enumerate(json.loads(notebook.read_text())['cells']):
             if cell['cell_type'] != 'code': continue
-            where = f'{notebook.name}, cell {number}'
+            where = f"{name_of(notebook, project/'nbs')}, cell {number}"
             try: directives, options, _ = split_cell(''.join(cell['source']), read_yaml)
             except yaml.YAMLError as e: complaints.append(f"{where}: {str(e).splitlines()[0]}"); continue
             complaints += against('options', options, where) + against('directives', sorted(directives), where)
@@ -71,11 +71,11 @@ def check_cells(project):
 def tree(path, _changed): return html.parse(str(path)).getroot()
 def parse(path): return tree(path, path.stat().st_mtime_ns)
 def ids(path): return parse(path).xpath('//@id')
-def pages(site): return sorted(site.glob('*.html'))
+def pages(site): return sorted(site.rglob('*.html'))
 
 
 def check_ids(site):
-    return [f'{path.name}: the id {i} is used {n} times' for path in pages(site) for i, n in Counter(ids(path)).items() if n > 1]
+    return [f'{name_of(path, site)}: the id {i} is used {n} times' for path in pages(site) for i, n in Counter(ids(path)).items() if n > 1]
 
 
 def broken(site, project, config, path, target):
@@ -84,7 +84,7 @@ def broken(site, project, config, path, target):
     if re.match(r'https://|mailto:|data:', target): return None
     if re.match(r'\w+:|//|/', target): return 'is neither relative nor https'
     file, _, anchor = unquote(target).partition('#')
-    there = site/file if file else path
+    there = path.parent/file if file else path
     if not there.exists(): return 'leads nowhere'
     if anchor and there.suffix == '.html' and anchor not in ids(there): return 'has no such anchor'
 
@@ -103,10 +103,11 @@ def check_links(site, project, config):
     complaints, own = [], config['website']['site-url'].rstrip('/') + '/'
     for path in pages(site):
         for tag in parse(path).xpath('//*[@href or @src]'):
-            target = (tag.get('href') or tag.get('src')).removeprefix(own if tag.tag == 'a' else '')
+            target = tag.get('href') or tag.get('src')
+            if tag.tag == 'a' and target.startswith(own): target = relative(target.removeprefix(own), name_of(path, site))
             fault = 'is fetched from elsewhere' if tag.tag != 'a' and re.match(r'(\w+:)?//', target) else broken(site, project, config, path, target)
-            if fault: complaints.append(f'{path.name}: {target[:200]} {fault}')
-        complaints += [f"{path.name}: an image without a description: {tag.get('src', '')[:60]}" for tag in parse(path).xpath('//img[not(normalize-space(@alt))]')]
+            if fault: complaints.append(f'{name_of(path, site)}: {target[:200]} {fault}')
+        complaints += [f"{name_of(path, site)}: an image without a description: {tag.get('src', '')[:60]}" for tag in parse(path).xpath('//img[not(normalize-space(@alt))]')]
     return complaints
 
 
@@ -115,25 +116,26 @@ def check_marks(site):
     leftover = re.compile(r':::|\{\{<|\{#(fig|tbl|eq|sec)-|(?<![\w.])@(fig|tbl|eq|sec)-|\]\(')
     texts = ((path, text) for path in pages(site) for text in parse(path).xpath('//main//text()[not(ancestor::code or ancestor::pre or ancestor::script or ancestor::style)]'))
     links = ((path, code.text_content()) for path in pages(site) for code in parse(path).xpath('//main//pre'))   # nbdev makes them of backquoted names, also in a signature
-    return [f'{path.name}: raw markup: {text.strip()[:80]}' for path, text in texts if leftover.search(text)] + \
-        [f'{path.name}: a link in code: {found[0]}' for path, text in links if (found := re.search(r'\[`[^`\n]+`\]\(http[^)\n]*\)', text))]
+    return [f'{name_of(path, site)}: raw markup: {text.strip()[:80]}' for path, text in texts if leftover.search(text)] + \
+        [f'{name_of(path, site)}: a link in code: {found[0]}' for path, text in links if (found := re.search(r'\[`[^`\n]+`\]\(http[^)\n]*\)', text))]
 
 
 def check_reach(site, clicks=3):
     "From the first page to every other one, by the links of the text alone: how many clicks?"
     away, front = {'index.html': 0}, ['index.html']
     for distance in range(1, clicks + 1):
-        links = [a.partition('#')[0] for name in front for a in parse(site/name).xpath('//main//a[not(ancestor::nav)]/@href')]
+        links = [posixpath.normpath(posixpath.join(posixpath.dirname(name), a.partition('#')[0]))
+                 for name in front for a in parse(site/name).xpath('//main//a[not(ancestor::nav)]/@href')]
         front = sorted({a for a in links if (site/a).is_file() and a.endswith('.html')} - set(away))
         away |= dict.fromkeys(front, distance)
-    return [f'{path.name}: more than {clicks} clicks from the first page' for path in pages(site) if path.name not in away]
+    return [f'{name}: more than {clicks} clicks from the first page' for path in pages(site) if (name := name_of(path, site)) not in away]
 
 
 def formulas(site):
     "All formulas of the pages, as they are written."
     for path in pages(site):
         for span in parse(path).xpath('//span[contains(concat(" ", @class, " "), " math ")]'):
-            yield dict(page=path.name, tex=re.sub(r'^\\[(\[]|\\[)\]]$', '', span.text_content().strip()), display='display' in span.get('class'))
+            yield dict(page=name_of(path, site), tex=re.sub(r'^\\[(\[]|\\[)\]]$', '', span.text_content().strip()), display='display' in span.get('class'))
 
 
 def check_math(site):
@@ -164,6 +166,23 @@ def check_width(browser, path):
     return [f'{path.name}: {excess} px too wide: {browser.js(CULPRIT)}']*(excess > 0)
 
 
+OVERFULL = '''[...document.querySelectorAll('main .cell pre, main .cell table, main .cell-output, main table')]
+  .filter(e => e.checkVisibility() && (e.scrollWidth > e.clientWidth + 1 || e.matches('.cards') && innerWidth > 1000))
+  .map(e => [e.scrollWidth - e.clientWidth, e.textContent.trim().slice(0, 60)])'''
+def check_overflow(browser, path):
+    "No code, output or table is wider than its box; only on a phone may a table become a list of cards."
+    return [f'{path.name}: {excess} px out of its box: {text}' for excess, text in browser.js(OVERFULL)]
+
+
+PICTURE = '''Math.min(...[...document.querySelectorAll('main img, main svg:not(mjx-container svg), main canvas')]
+  .filter(e => e.checkVisibility()).map(e => e.getBoundingClientRect().top + scrollY), 1e9)'''
+FIRST_SCREEN = 1200
+def check_picture(browser, path):
+    "What a page is about can be seen in its first screen."
+    top = browser.js(PICTURE)
+    return [f'{path.name}: the first picture comes at {top:.0f} px']*(top > FIRST_SCREEN)
+
+
 FOCUSABLE = 'a[href], button, input, select, textarea, summary, [tabindex="0"]'
 WALK = '''(() => { const e = document.activeElement, s = getComputedStyle(e); return e === document.body ? null : {
     number: [...document.querySelectorAll(%r)].indexOf(e), html: e.outerHTML.slice(0, 80), ring: s.outlineStyle !== 'none' || s.boxShadow !== 'none'}; })()''' % FOCUSABLE
@@ -183,11 +202,16 @@ def check_keyboard(browser, path, steps=25):
 
 
 def check_rendered(browser, path, width, dark=False):
-    "One page as a reader meets it."
+    "One page as a reader meets it; at the end it is looked at in the other light, too."
     browser.open(path, width=width, dark=dark)
     browser.js('window.MathJax?.startup?.promise')
-    complaints = check_width(browser, path) + [f'{path.name}: {c}' for c in browser.complaints()] + check_keyboard(browser, path)
-    return complaints + check_access(browser, path) if AXE.exists() else complaints
+    complaints = check_width(browser, path) + check_overflow(browser, path) + [f'{path.name}: {c}' for c in browser.complaints()]
+    if width >= 1000: complaints += check_picture(browser, path)
+    complaints += check_keyboard(browser, path)
+    if not AXE.exists(): return complaints
+    complaints += check_access(browser, path)
+    browser.light(not dark)
+    return complaints + check_access(browser, path)
 
 
 def check_all(project, processed, site, browser=None):

@@ -2,7 +2,7 @@
 import json
 from configparser import ConfigParser
 
-from book import ROOT, chapters
+from book import ROOT, chapters, name_of
 
 settings = ConfigParser(delimiters=['='])
 settings.read(ROOT/'settings.ini', encoding='utf-8')
@@ -16,7 +16,7 @@ import sys
 if 'google.colab' in sys.modules:
     !test -d /content/{NAME} || git clone --quiet --depth 1 {REPOSITORY} /content/{NAME}
     %pip install --quiet /content/{NAME}
-    %cd /content/{NAME}/nbs'''
+    %cd /content/{NAME}/nbs/{{part}}'''
 
 
 def cell(name, kind, text, **more): return dict(cell_type=kind, id=f'colab-{name}', metadata={}, source=text.splitlines(keepends=True), **more)
@@ -24,12 +24,17 @@ def source(cell): return ''.join(cell['source'])
 def ours(cell): return source(cell).startswith((LINK[:LINK.index('http')], INSTALL[:INSTALL.index(',')]))   # of an earlier version, too
 
 
+def installation(name):
+    "The cell that fetches the book, and goes to the folder of the chapter."
+    return INSTALL.format(part=name.rpartition('/')[0]).rstrip('/')
+
+
 def with_colab(cells, name):
     "The cells of a notebook, with link and installation after its title, once."
-    link = f'{LINK}{name})'
-    if [source(c) for c in cells[1:3]] == [link, INSTALL]: return cells
+    link, install = f'{LINK}{name})', installation(name)
+    if [source(c) for c in cells[1:3]] == [link, install]: return cells
     title, *rest = (c for c in cells if not ours(c))
-    return [title, cell('link', 'markdown', link), cell('install', 'code', INSTALL, execution_count=None, outputs=[]), *rest]
+    return [title, cell('link', 'markdown', link), cell('install', 'code', install, execution_count=None, outputs=[]), *rest]
 
 
 def colab(folder=ROOT/'nbs'):
@@ -37,10 +42,11 @@ def colab(folder=ROOT/'nbs'):
     changed = []
     for path in chapters(folder):
         notebook = json.loads(path.read_text())
-        cells = with_colab(notebook['cells'], path.name)
+        name = name_of(path, folder)
+        cells = with_colab(notebook['cells'], name)
         if cells == notebook['cells']: continue
         path.write_text(json.dumps({**notebook, 'cells': cells}, indent=1, ensure_ascii=False, sort_keys=True) + '\n')
-        changed.append(path.name)
+        changed.append(name)
     return changed
 
 

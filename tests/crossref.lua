@@ -84,11 +84,11 @@ local function plain_cell(div)
   if div.classes[1] == 'cell' or div.classes[1] == 'cell-output' then return div.content end
 end
 
--- A chapter is 04_layer.ipynb in the book, layer.html on the site and nbs/04_layer.ipynb beside the README.
+-- A chapter is layers/layer.ipynb in the book, layers/layer.html on the site and nbs/layers/layer.ipynb beside the README.
 local function chapter_link(link)
-  local name, rest = link.target:match('^([%w_]+)%.ipynb(.*)$')
+  local name, rest = link.target:match('^([%w_./]+)%.ipynb(.*)$')
   if not name then return end
-  link.target = FORMAT:match('html') and name:gsub('^%d+%l*_', '') .. '.html' .. rest or 'nbs/' .. name .. '.ipynb' .. rest
+  link.target = FORMAT:match('html') and name .. '.html' .. rest or 'nbs/' .. name .. '.ipynb' .. rest
   return link
 end
 

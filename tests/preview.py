@@ -1,18 +1,24 @@
 "The site for those who don't have Quarto: nbdev's processed notebooks by pandoc, in a plain page. `make docs` calls it."
-import json, re, shutil
+import json, os, re, shutil, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from urllib.parse import quote
 
 import yaml
 
-from book import HERE, ROOT, chapters, pandoc, python, to_markdown
+from book import HERE, ROOT, chapters, name_of, pandoc, python, to_markdown
 
 PARTS = HERE/'preview'
-MATHJAX = PARTS/'node_modules'/'mathjax'/'es5'/'tex-svg-full.js'   # once `make docs` or `make test` has asked npm for it
+SASS = PARTS/'node_modules'/'sass'
+MATHJAX = PARTS/'node_modules'/'mathjax'/'es5'/'tex-svg-full.js'   # both once `make docs` or `make test` has asked npm for it
 
 
-def page_name(notebook): return re.sub(r'^\d+[a-z]*_|\.ipynb$', '', notebook) + '.html'
+def page_name(notebook): return notebook.removesuffix('.ipynb') + '.html'
+
+
+def relative(name, here):
+    "The way from the page `here` to the file `name`, both below the site's root."
+    return os.path.relpath(name, os.path.dirname(here) or '.')
 
 
 def title(notebook):
@@ -28,14 +34,15 @@ def entries(contents):
         else: yield from entries(entry['contents'])
 
 
-def link(name, text, attributes=''): return f'<a href="{page_name(name)}"{attributes}>{text}</a>'
+def link(name, here, text, attributes=''):
+    return f'<a href="{relative(page_name(name), here)}"{attributes}>{text}</a>'
 
 
 def sidebar(contents, titles, here):
     "The sidebar as nested lists; the page `here` is marked."
     def item(entry):
         if not isinstance(entry, str): return f"<span>{escape(entry['section'])}</span>{sidebar(entry['contents'], titles, here)}"
-        return link(entry, escape(titles.get(entry, entry)), ' aria-current="page"' * (entry == here))
+        return link(entry, here, escape(titles.get(entry, entry)), ' aria-current="page"' * (entry == here))
     return f"<ul>{''.join(f'<li>{item(entry)}</li>' for entry in contents)}</ul>"
 
 
@@ -43,7 +50,7 @@ def neighbours(order, titles, here):
     "Links to the page before and the page after."
     i = order.index(here) if here in order else 0
     before, after = order[max(i - 1, 0):i], order[i + 1:i + 2]
-    return ''.join(f'<span>{link(n, arrow)}</span>' for names, arrow in ((before, '← {}'), (after, '{} →')) for n in names for arrow in [arrow.format(escape(titles.get(n, n)))])
+    return ''.join(f'<span>{link(n, here, arrow)}</span>' for names, arrow in ((before, '← {}'), (after, '{} →')) for n in names for arrow in [arrow.format(escape(titles.get(n, n)))])
 
 
 def actions(site, name):
@@ -54,41 +61,47 @@ def actions(site, name):
     return ' · '.join(f'<a href="{repository}/{path}">{text}</a>' for text, path in (ways[a] for a in site['repo-actions']))
 
 
-def render(notebook, out, config, titles):
+def render(notebook, proc, out, config, titles):
     "Write one page."
-    site, name = config['website'], notebook.name
+    site, name = config['website'], name_of(notebook, proc)
+    page = out/page_name(name)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    html = config['format']['html']
     contents = site['sidebar']['contents']
     values = dict(sidebar=sidebar(contents, titles, name), neighbours=neighbours(list(entries(contents)), titles, name), actions=actions(site, name),
-                  site=site['title'], pagetitle=f"{titles[name]} – {site['title']}", favicon=site.get('favicon', ''), css=config['format']['html']['css'],
-                  after_body=(notebook.parent/config['format']['html']['include-after-body']).read_text())
-    math = '--mathjax=tex-svg-full.js' if MATHJAX.exists() else '--mathml'
-    page = pandoc(to_markdown(notebook, out/f'{notebook.stem}_files'), 'html', '--standalone', f'--template={PARTS/"page.html"}', '--toc', '--toc-depth=3', math,
-                  '--metadata=reference-section-title:References', *(f'--variable={k}={v}' for k, v in values.items()), nbs=notebook.parent)
-    (out/page_name(name)).write_text(page)
+                  site=site['title'], pagetitle=f"{titles[name]} – {site['title']}", root=relative('.', name) + '/' if (out/'theme-light.css').exists() else '', home=relative('index.html', name),
+                  favicon=relative(site.get('favicon', ''), name), after_body=(proc/html['include-after-body']).read_text())
+    math = f"--mathjax={relative('tex-svg-full.js', name)}" if MATHJAX.exists() else '--mathml'
+    text = pandoc(to_markdown(notebook, page.parent/f'{notebook.stem}_files'), 'html', '--standalone', f'--template={PARTS/"page.html"}', '--toc', '--toc-depth=3', math,
+                  '--metadata=reference-section-title:References', *(f'--variable={k}={v}' for k, v in values.items()), nbs=proc)
+    page.write_text(text)
 
 
-def build(proc, config, out):
-    "All pages of the processed notebooks in `proc`, with what they need beside them, in `out`; returns what pandoc complained of, page by page."
+def build(proc, config, out, only=()):
+    "The pages of the processed notebooks in `proc`, or of `only` some, with what they need beside them, in `out`; returns what pandoc complained of, page by page."
     out.mkdir(parents=True, exist_ok=True)
-    for asset in (p for p in proc.iterdir() if p.suffix not in ('.ipynb', '.yml', '.bib', '.scss', '.html')): shutil.copy(asset, out)
-    for asset in [PARTS/'preview.css', *[MATHJAX]*MATHJAX.exists()]: shutil.copy(asset, out)
-    titles = {p.name: title(p) for p in chapters(proc)}
+    for asset in (p for p in proc.iterdir() if p.is_file() and p.suffix not in ('.ipynb', '.yml', '.bib', '.scss', '.html')): shutil.copy(asset, out)
+    if MATHJAX.exists(): shutil.copy(MATHJAX, out)
+    if SASS.exists(): subprocess.run(['node', PARTS/'theme.mjs', proc/'theme.scss', out], check=True)
+    titles = {name_of(p, proc): title(p) for p in chapters(proc)}
     def attempt(notebook):
-        try: render(notebook, out, config, titles)
-        except (ValueError, yaml.YAMLError) as e: return f'{notebook.name}: {e}'
-    with ThreadPoolExecutor(2) as pool: return [e for e in pool.map(attempt, chapters(proc)) if e]
+        try: render(notebook, proc, out, config, titles)
+        except (ValueError, yaml.YAMLError) as e: return f'{name_of(notebook, proc)}: {e}'
+    with ThreadPoolExecutor(2) as pool: return [e for e in pool.map(attempt, [proc/f'{name}.ipynb' for name in only] or chapters(proc)) if e]
 
 
 def process(project):
     "What nbdev makes of the notebooks for Quarto; only those that have changed since."
     python('from nbdev.serve import proc_nbs; proc_nbs(n_workers=2)', project)
-    for gone in {p.name for p in chapters(project/'_proc')} - {p.name for p in chapters(project/'nbs')}: (project/'_proc'/gone).unlink()
-    return project/'_proc'
+    proc, nbs = project/'_proc', project/'nbs'
+    for gone in {name_of(p, proc) for p in chapters(proc)} - {name_of(p, nbs) for p in chapters(nbs)}: (proc/gone).unlink()
+    return proc
 
 
 if __name__ == '__main__':
     out = ROOT/'_docs'
-    shutil.rmtree(out, ignore_errors=True)
-    complaints = build(process(ROOT), yaml.safe_load((ROOT/'_quarto.yml').read_text()), out)
+    only = sys.argv[1:]   # such as layers/layer; none: all of them
+    if not only: shutil.rmtree(out, ignore_errors=True)
+    complaints = build(process(ROOT), yaml.safe_load((ROOT/'_quarto.yml').read_text()), out, only)
     if complaints: raise SystemExit('\n'.join(complaints))
     print(f'Without Quarto, a preview: {out/"index.html"}')

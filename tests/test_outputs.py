@@ -6,7 +6,7 @@ import nbformat, numpy as np, pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from book import ROOT
+from book import ROOT, chapters, name_of
 
 NBS = ROOT/'nbs'
 SAMPLE = ('foundations/group', 'study/style', 'evidence/results')
@@ -50,7 +50,7 @@ def execute(path):
     "A notebook's cells, run in a fresh kernel."
     nb = nbformat.read(path, 4)
     for cell in nb.cells: cell.pop('outputs', None); cell.update(outputs=[]) if cell.cell_type == 'code' else None
-    return NotebookClient(nb, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(NBS)))).execute().cells
+    return NotebookClient(nb, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute().cells
 
 
 def stale(name): return [*compare(json.loads((NBS/f'{name}.ipynb').read_text())['cells'], execute(NBS/f'{name}.ipynb'))]
@@ -81,7 +81,7 @@ def test_times_may_differ(): assert not [*compare([code('seconds', **{'text/mark
 if __name__ == '__main__':
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     found = {}
-    for name in sys.argv[1:] or sorted(p.stem for p in NBS.glob('*.ipynb')):
+    for name in sys.argv[1:] or [name_of(p, NBS).removesuffix('.ipynb') for p in chapters(NBS)]:
         try: found[name], verdict = stale(name), '{} cells differ'
         except CellExecutionError as e: found[name], verdict = [str(e)], 'it fails'   # the others are still to be looked at
         print(f"{name}: {verdict.format(len(found[name])) if found[name] else 'as kept'}", flush=True)

@@ -10,7 +10,7 @@ from preview import build, process
 
 NEEDS_NODE = pytest.mark.skipif(bool(checks.NO_NODE), reason=str(checks.NO_NODE))
 CONFIG = yaml.safe_load((ROOT/'_quarto.yml').read_text())
-PARTS = ['_quarto.yml', 'references.bib', 'styles.css', 'theme.scss', 'after_body.html', 'favicon.svg', 'card.png']
+PARTS = ['_quarto.yml', 'references.bib', 'theme.scss', 'after_body.html', 'favicon.svg', 'card.png']
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +58,7 @@ def picture():
 
 TEXT = """## A section {#sec-one}
 
-Words [@cohen2016group], a link to [the first page](index.ipynb), one to [a heading](#sec-one), @sec-one, @fig-card and @eq-one: $x^2$.
+Words [@cohen2016group], a link to [the first page](../index.ipynb), one to [a heading](#sec-one), @sec-one, @fig-card and @eq-one: $x^2$.
 
 $$ \\\\int f(x)\\\\,dx $$ {#eq-one}
 
@@ -83,13 +83,13 @@ def front(title): return cell(f'---\ndescription: About it\ntitle: {title}\n---\
 @pytest.fixture
 def mini(tmp_path):
     "A small book without fault: what to change is in `mini.files`."
-    (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs'/'part').mkdir(parents=True)
     copy_project(tmp_path/'nbs', *PARTS, root=ROOT/'nbs')
-    config = {**CONFIG, 'website': {**CONFIG['website'], 'sidebar': dict(style='docked', contents=['index.ipynb', dict(section='All', contents=['01_thing.ipynb'])])}}
+    config = {**CONFIG, 'website': {**CONFIG['website'], 'sidebar': dict(style='docked', contents=['index.ipynb', dict(section='All', contents=['part/thing.ipynb'])])}}
     image = dict(output_type='display_data', metadata={}, data={'image/png': picture(), 'text/plain': '<Figure>'})
     (tmp_path/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False))
-    for name, cells in {'index': [front('Welcome'), cell('## Where to\n\nTo [the thing](01_thing.ipynb#sec-one).', 'markdown')],
-                        '01_thing': [front('A thing'), cell(TEXT.replace('\\\\', '\\'), 'markdown'), cell(CODE, outputs=[image])]}.items():
+    for name, cells in {'index': [front('Welcome'), cell('## Where to\n\nTo [the thing](part/thing.ipynb#sec-one).', 'markdown')],
+                        'part/thing': [front('A thing'), cell(TEXT.replace('\\\\', '\\'), 'markdown'), cell(CODE, outputs=[image])]}.items():
         (tmp_path/'nbs'/f'{name}.ipynb').write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5), indent=1))
     return tmp_path
 
@@ -111,8 +111,8 @@ def change(path, old, new):
 
 
 def config(old, new): return change('_quarto.yml', old, new)
-def raw(old, new): return change('nbs/01_thing.ipynb', old, new)
-def page(old, new): return change('nbs/01_thing.ipynb', *(json.dumps(s)[1:-1] for s in (old, new)))
+def raw(old, new): return change('nbs/part/thing.ipynb', old, new)
+def page(old, new): return change('nbs/part/thing.ipynb', *(json.dumps(s)[1:-1] for s in (old, new)))
 def write(text): return page('Words', text + '\n\nWords')
 
 
@@ -121,11 +121,11 @@ FAULTS = {
     'an unknown value': (config('flatly', 'flattly'), 'flattly'),
     'a key twice': (config('lang: en', 'lang: en\nlang: en'), 'comes twice'),
     'a page that is not there': (config('- index.ipynb', '- index.ipynb\n    - nothing.ipynb'), 'nothing.ipynb has no notebook'),
-    'a page not in the sidebar': (config('      - 01_thing.ipynb', '      - index.ipynb'), '01_thing.ipynb is not listed'),
+    'a page not in the sidebar': (config('      - part/thing.ipynb', '      - index.ipynb'), 'part/thing.ipynb is not listed'),
     'a missing icon': (lambda mini: (mini/'nbs'/'favicon.svg').unlink(), 'favicon.svg'),
     'an unknown option': (page('#| fig-cap', '#| fig-width: 3\n#| fig-cap'), 'fig-width'),
     'an unknown directive': (page('#| label', '#| exprot\n#| label'), 'exprot'),
-    'an option that is no YAML': (page('"A caption."', '"A caption.'), '01_thing.ipynb, cell 2'),
+    'an option that is no YAML': (page('"A caption."', '"A caption.'), 'part/thing.ipynb, cell 2'),
     'a figure without description': (page('#| fig-alt: "A description."\n', ''), 'fig-alt'),
     'a cell that failed': (raw('"output_type": "display_data"', '"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []'), 'it failed: ValueError'),
     'an unknown citation': (page('@cohen2016group', '@nobody1900nothing'), 'nobody1900nothing'),
@@ -133,24 +133,24 @@ FAULTS = {
     'a label twice': (write('$$ y $$ {#eq-one}'), 'eq-one is used twice'),
     'a box never closed': (write('::: {.callout-tip}\nnever closed'), 'unclosed'),
     'an unknown box': (page('callout-note', 'callout-nonsense'), 'callout-nonsense'),
-    'a dead link': (page('index.ipynb', 'nowhere.ipynb'), 'nowhere.html leads nowhere'),
+    'a dead link': (page('../index.ipynb', '../nowhere.ipynb'), 'nowhere.html leads nowhere'),
     'a dead anchor': (page('#sec-one)', '#sec-two)'), 'no such anchor'),
     'a missing picture': (write('![A picture](missing.png)'), 'missing.png leads nowhere'),
-    'a picture without description': (write('<img src="favicon.svg">'), 'without a description'),
+    'a picture without description': (write('<img src="../favicon.svg">'), 'without a description'),
     'an id twice': (write('<p id="twice">a</p><p id="twice">b</p>'), 'twice is used 2 times'),
     'a script from elsewhere': (write('<script src="https://example.org/x.js"></script>'), 'fetched from elsewhere'),
     'a link to a file that is gone': (write(f'[source]({CONFIG["website"]["repo-url"]}/blob/main/gone.py#L3)'), 'not in the repository'),
     'markup as text': (write('Look {{< video x >}}'), 'raw markup'),
     'a link in code': (write('```python\n# of [`x`](https://example.org)\n```'), 'a link in code'),
-    'a page out of reach': (change('nbs/index.ipynb', '[the thing](01_thing.ipynb#sec-one)', 'the thing'), 'more than 3 clicks'),
+    'a page out of reach': (change('nbs/index.ipynb', '[the thing](part/thing.ipynb#sec-one)', 'the thing'), 'more than 3 clicks'),
     'an unknown macro': (page('x^2', r'\undefinedmacro x'), 'undefinedmacro'),
     'a brace too few': (page('x^2', 'x^{2'), 'KaTeX'),
     'Unicode in a formula': (page('x^2', 'é^2'), 'KaTeX'),
     'pale text': (write('<p style="color:#bbb;background:#fff">pale</p>'), 'color-contrast'),
     'a heading too deep': (page('## A section', '##### A section'), 'heading-order'),
-    'a link without a name': (write('<a href="index.html"></a>'), 'link-name'),
+    'a link without a name': (write('<a href="../index.html"></a>'), 'link-name'),
     'too wide for a phone': (write('<p style="width:50rem">wide</p>'), 'px too wide'),
-    'an order of its own': (write('<a href="index.html" tabindex="3">first of all</a>'), 'must lead past the menu'),
+    'an order of its own': (write('<a href="../index.html" tabindex="3">first of all</a>'), 'must lead past the menu'),
     'an invisible focus': (write('<style>main a:focus-visible { outline: none }</style>'), 'no ring around the focus'),
     'an error in a script': (write('<script>nothing.to.see()</script>'), 'nothing is not defined'),
 }

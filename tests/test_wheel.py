@@ -8,7 +8,8 @@ import pytest
 from book import ROOT, copy_project
 
 SOURCES = 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md', 'gcnn_stn'
-MODULES = sorted(p.stem for p in (ROOT/'gcnn_stn').glob('*.py'))
+PACKAGE = ROOT/'gcnn_stn'
+MODULES = sorted(p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob('*.py'))
 
 settings = ConfigParser(delimiters=['='])
 settings.read(ROOT/'settings.ini', encoding='utf-8')
@@ -35,8 +36,7 @@ def missing(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
         entry_points = ''.join(z.read(n).decode() for n in names if n.endswith('.dist-info/entry_points.txt'))
-    wanted = [f'gcnn_stn/{m}.py' for m in MODULES]
-    return ([n for n in wanted if n not in names] + [c for c in [*COMMANDS, '[nbdev]'] if c not in entry_points]
+    return ([n for n in MODULES if n not in names] + [c for c in [*COMMANDS, '[nbdev]'] if c not in entry_points]
             + ['LICENSE']*(not any(n.endswith('LICENSE') for n in names)))
 
 
@@ -70,7 +70,7 @@ def test_missing_command_is_seen(tmp_path):
 
 @pytest.mark.parametrize('module', MODULES)
 def test_import(module, python, tmp_path):
-    name = 'gcnn_stn' if module == '__init__' else f'gcnn_stn.{module}'
+    name = module.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
     where = run(python, '-c', f'import {name} as m, fastcore; print(m.__file__, fastcore.__file__)', cwd=tmp_path)
     assert where.count(str(python.parent.parent)) == 2
 
@@ -89,7 +89,7 @@ def imports(module):
 
 def test_requirements():
     "settings.ini requires whatever the package imports, or offers it as an extra."
-    used = {name for p in (ROOT/'gcnn_stn').glob('*.py') for name in imports(p)} - sys.stdlib_module_names - {'gcnn_stn'}
+    used = {name for p in PACKAGE.rglob('*.py') for name in imports(p)} - sys.stdlib_module_names - {'gcnn_stn'}
     owners = packages_distributions()
     required = {r.split('>')[0] for key in settings if key.endswith('requirements') and key != 'dev_requirements' for r in settings[key].split()}
     assert {owners[name][0].lower() for name in used} <= required
