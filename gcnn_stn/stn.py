@@ -8,14 +8,13 @@ __all__ = ['POSES', 'rotation_theta', 'rotation_angle', 'sampling_grid', 'warp',
 
 # %% ../nbs/transformers/stn.ipynb #f8214d87
 import math
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import (PADDING_MODES, _check_finite, _kind, _one_of, _real, _whole,
-                           _wide, sample)
+from .data import (PADDING_MODES, _check_finite, _is_number, _kind, _one_of, _real,
+                           _whole, _wide, sample)
 
 # %% ../nbs/transformers/stn.ipynb #f5070002
 def _check_size(*sizes):
@@ -23,6 +22,10 @@ def _check_size(*sizes):
     if torch.compiler.is_compiling(): return
     for n in sizes:
         if not isinstance(n, torch.SymInt): _whole('height and width', n, 1)
+
+def _check_eps(eps):
+    if not _is_number(eps, 0):
+        raise ValueError(f"eps must be positive, got {eps!r}; 1e-6 is small")
 
 def _affine(theta):
     "Affine maps (…, 2, 3), in float32 at least."
@@ -73,8 +76,11 @@ def sampling_grid(
 )->Tensor:         # places to read, x then y, edges at ±1: (B, H, W, 2), float32 or wider
     "The sampling grid of θ, for `align_corners=False`."
     theta = _affine(theta)
-    _check_size(*(size[-2:] if isinstance(size, (tuple, list)) else [None]))
-    return _grid(theta, *size[-2:])
+    if not isinstance(size, (tuple, list)) or len(size) < 2:
+        raise ValueError(f"size must end in height and width, got {size!r}; x.shape does")
+    _check_size(*size[-2:])
+    height, width = size[-2:]
+    return _grid(theta, height, width)
 
 def _grid(theta, height, width):
     "`sampling_grid` without questions, for tracers; sizes may be free."
@@ -114,6 +120,7 @@ def unit(
     eps:float=1e-6,   # those with a square below it come out shorter than 1
 )->Tensor:            # vectors of length 1 (..., D)
     "Scale vectors to length one, with finite gradients everywhere."
+    _check_eps(eps)
     v = _real('v', v)
     if not v.is_floating_point(): v = _wide(v)
     return _unit(_wide(v), eps).to(v.dtype)   # a square may be too large for half precision
@@ -220,7 +227,7 @@ class LocalizationNet(_Localization):
 # %% ../nbs/transformers/stn.ipynb #1bd1d6c3
 def _small_linear(n, start, gain, **factory):
     "A linear layer with small weights that gives about `start`."
-    if not isinstance(gain, Real) or isinstance(gain, bool) or not 0 <= gain < math.inf:
+    if not _is_number(gain) or gain < 0:
         raise ValueError(f"gain must be a number of at least 0, got {gain!r}; .01 is small")
     linear = nn.Linear(n, len(start), **factory)
     nn.init.normal_(linear.weight, std=gain/math.sqrt(n))
@@ -260,6 +267,7 @@ class SpatialLayerNorm(nn.Module):
         eps:float=1e-5,   # added to the variance
     ):
         super().__init__()
+        _check_eps(eps)
         self.eps = eps
     def forward(self, x:Tensor)->Tensor: return F.layer_norm(x, x.shape[1:], eps=self.eps)   # (B, C, H, W)
     def extra_repr(self): return f'eps={self.eps}'
