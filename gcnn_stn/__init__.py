@@ -9,6 +9,8 @@ __all__ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error', 
 
 # %% ../nbs/book/package.ipynb #5fcaff23
 import importlib
+import inspect
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 # %% ../nbs/book/package.ipynb #c2e8eace
@@ -32,11 +34,30 @@ def __getattr__(name):
     if name not in _OFFERED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f'{__name__}.{_OFFERED[name]}')
-    return getattr(module, name)
+    return _explained(getattr(module, name))
 
 def __dir__():
     "What a console completes."
     return sorted({*globals(), *_OFFERED})
+
+# %% ../nbs/book/package.ipynb #c47d90e6
+def _meanings(thing):
+    "A line for each parameter, with the comment that stands beside it."
+    from fastcore.docments import docments
+    said = docments(thing)
+    names = [*inspect.signature(thing).parameters]
+    width = max(map(len, names), default=0)
+    lines = [f"  {name:{width}}  {said.get(name) or ''}".rstrip() for name in names]
+    return lines + ([f"returns {said['return']}"] if said.get('return') else [])
+
+def _explained(thing):
+    "The same thing; its docstring now says what its parameters mean."
+    if isinstance(thing, ModuleType):               # `fold` is a module, and its function
+        return thing
+    if '\nParameters' not in (thing.__doc__ or ''):
+        parameters = '\n'.join(['Parameters', *_meanings(thing)])
+        thing.__doc__ = f'{thing.__doc__}\n\n{parameters}'
+    return thing
 
 # %% ../nbs/book/package.ipynb #63a7ae62
 if TYPE_CHECKING:   # for editors and type checkers
