@@ -45,8 +45,10 @@ def check_config(project):
     complaints += [f'sidebar: {name} is listed {n} times' for name, n in listed.items() if n > 1]
     complaints += [f'sidebar: {name} {fault}' for names, fault in ((set(listed) - there, 'has no notebook'), (there - set(listed), 'is not listed')) for name in sorted(names)]
     html = config['format']['html']
-    files = [config['bibliography'], html['include-after-body'], *(config['website'].get(k) for k in ('favicon', 'image')), *(f for theme in html['theme'].values() for f in theme if '.' in f)]
-    return complaints + [f'_quarto.yml: nbs/{f} does not exist' for f in files if f and not (project/'nbs'/f).exists()]
+    site, styles = config['website'], (f for theme in html['theme'].values() for f in theme if '.' in f)
+    cards = [site[kind]['image'].lstrip('/') for kind in ('open-graph', 'twitter-card')]
+    files = [config['bibliography'], html['include-after-body'], site['favicon'], *cards, *styles]
+    return complaints + [f'_quarto.yml: nbs/{f} does not exist' for f in files if not (project/'nbs'/f).exists()]
 
 
 def check_cells(project):
@@ -70,8 +72,8 @@ def check_cells(project):
 @cache
 def tree(path, _changed): return html.parse(str(path)).getroot()
 def parse(path): return tree(path, path.stat().st_mtime_ns)
-def ids(path): return parse(path).xpath('//@id')
-def pages(site): return sorted(site.rglob('*.html'))
+def ids(path): return parse(path).xpath('//body//@id')      # Quarto names style sheets of the head twice
+def pages(site): return sorted(p for p in site.rglob('*.html') if 'site_libs' not in p.parts)   # its own scripts lie there
 
 
 def check_ids(site):
@@ -98,14 +100,28 @@ def broken_source(project, rest):
     if line and int(line) > len((project/file).read_text().splitlines()): return 'points past the end of the file'
 
 
+QUARTOS = re.compile(r'https://cdn\.jsdelivr\.net/npm/mathjax@|https://cdnjs\.cloudflare\.com/polyfill/')   # what Quarto asks for where there are formulas
+
+
+def is_foreign(tag, target):
+    "Does the page fetch it from another server, other than MathJax?"
+    return tag.tag != 'a' and re.match(r'(\w+:)?//', target) and not QUARTOS.match(target)
+
+
+def inside(site, config, path, target):
+    "A link to the site's own address, as one from page to page."
+    own = config['website']['site-url'].rstrip('/') + '/'
+    return relative(target.removeprefix(own), name_of(path, site)) if target.startswith(own) else target
+
+
 def check_links(site, project, config):
-    "Every link and every file that a page asks for; nothing comes from elsewhere."
-    complaints, own = [], config['website']['site-url'].rstrip('/') + '/'
+    "Every link and every file that a page asks for; nothing comes from elsewhere, but for MathJax."
+    complaints = []
     for path in pages(site):
         for tag in parse(path).xpath('//*[@href or @src]'):
-            target = tag.get('href') or tag.get('src')
-            if tag.tag == 'a' and target.startswith(own): target = relative(target.removeprefix(own), name_of(path, site))
-            fault = 'is fetched from elsewhere' if tag.tag != 'a' and re.match(r'(\w+:)?//', target) else broken(site, project, config, path, target)
+            target = tag.get('href') or tag.get('src') or ''
+            if tag.tag == 'a': target = inside(site, config, path, target)
+            fault = 'is fetched from elsewhere' if is_foreign(tag, target) else broken(site, project, config, path, target)
             if fault: complaints.append(f'{name_of(path, site)}: {target[:200]} {fault}')
         complaints += [f"{name_of(path, site)}: an image without a description: {tag.get('src', '')[:60]}" for tag in parse(path).xpath('//img[not(normalize-space(@alt))]')]
     return complaints
@@ -120,11 +136,11 @@ def check_marks(site):
         [f'{name_of(path, site)}: a link in code: {found[0]}' for path, text in links if (found := re.search(r'\[`[^`\n]+`\]\(http[^)\n]*\)', text))]
 
 
-def check_reach(site, clicks=3):
+def check_reach(site, config, clicks=3):
     "From the first page to every other one, by the links of the text alone: how many clicks?"
     away, front = {'index.html': 0}, ['index.html']
     for distance in range(1, clicks + 1):
-        links = [posixpath.normpath(posixpath.join(posixpath.dirname(name), a.partition('#')[0]))
+        links = [posixpath.normpath(posixpath.join(posixpath.dirname(name), inside(site, config, site/name, a).partition('#')[0]))
                  for name in front for a in parse(site/name).xpath('//main//a[not(ancestor::nav)]/@href')]
         front = sorted({a for a in links if (site/a).is_file() and a.endswith('.html')} - set(away))
         away |= dict.fromkeys(front, distance)
@@ -220,7 +236,7 @@ def check_all(project, processed, site, browser=None):
     try: config = read_yaml((project/'_quarto.yml').read_text())
     except yaml.YAMLError: return complaints
     complaints += build(processed, config, site)
-    complaints += check_ids(site) + check_links(site, project, config) + check_marks(site) + check_reach(site)
+    complaints += check_ids(site) + check_links(site, project, config) + check_marks(site) + check_reach(site, config)
     if not NO_NODE: complaints += check_math(site)
     if browser: complaints += [c for path in pages(site) for width, dark in ((1280, False), (390, True)) for c in check_rendered(browser, path, width, dark)]
     return complaints

@@ -4,7 +4,9 @@ import os, time
 import pytest
 
 
-def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help="run the slow tests, too")
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help="run the slow tests, too")
+    parser.addoption('--site', help="check the pages in this folder, such as _docs by Quarto, instead of a preview")
 def pytest_configure(config): config.addinivalue_line('markers', 'slow: runs with --slow only')
 
 

@@ -1,5 +1,6 @@
 "Every page of the site is sound: what is written, what it links to, its mathematics, and what a reader meets in a browser."
 import base64, filecmp, json
+from pathlib import Path
 
 import pytest, yaml
 
@@ -14,8 +15,9 @@ PARTS = ['_quarto.yml', 'references.bib', 'theme.scss', 'after_body.html', 'favi
 
 
 @pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    "The whole book as pages."
+def site(tmp_path_factory, request):
+    "The whole book as pages: those that `--site` names, or a preview made now."
+    if folder := request.config.getoption('--site'): return Path(folder).resolve()
     project = copy_project(tmp_path_factory.mktemp('book'), 'settings.ini', 'gcnn_stn', 'nbs')
     try: process(project)
     except ValueError as e: pytest.fail(str(e)[-1500:], pytrace=False)   # nbdev names the notebook and the cell
@@ -28,7 +30,7 @@ def test_cells(): assert not checks.check_cells(ROOT)
 def test_ids(site): assert not checks.check_ids(site)
 def test_links(site): assert not checks.check_links(site, ROOT, CONFIG)
 def test_marks(site): assert not checks.check_marks(site)
-def test_reach(site): assert not checks.check_reach(site)
+def test_reach(site): assert not checks.check_reach(site, CONFIG)
 @NEEDS_NODE
 def test_math(site): assert not checks.check_math(site)
 
@@ -88,7 +90,7 @@ def mini(tmp_path):
     config = {**CONFIG, 'website': {**CONFIG['website'], 'sidebar': dict(style='docked', contents=['index.ipynb', dict(section='All', contents=['part/thing.ipynb'])])}}
     image = dict(output_type='display_data', metadata={}, data={'image/png': picture(), 'text/plain': '<Figure>'})
     (tmp_path/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False))
-    for name, cells in {'index': [front('Welcome'), cell('## Where to\n\nTo [the thing](part/thing.ipynb#sec-one).', 'markdown')],
+    for name, cells in {'index': [front('Welcome'), cell('![The card](card.png)\n\n## Where to\n\nTo [the thing](part/thing.ipynb#sec-one).', 'markdown')],
                         'part/thing': [front('A thing'), cell(TEXT.replace('\\\\', '\\'), 'markdown'), cell(CODE, outputs=[image])]}.items():
         (tmp_path/'nbs'/f'{name}.ipynb').write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5), indent=1))
     return tmp_path
@@ -152,10 +154,14 @@ FAULTS = {
     'too wide for a phone': (write('<p style="width:50rem">wide</p>'), 'px too wide'),
     'an order of its own': (write('<a href="../index.html" tabindex="3">first of all</a>'), 'must lead past the menu'),
     'an invisible focus': (write('<style>main a:focus-visible { outline: none }</style>'), 'no ring around the focus'),
+    'code out of its box': (write('<div class="cell"><pre style="white-space: pre">' + 'wide '*80 + '</pre></div>'), 'out of its box'),
+    'a picture too far below': (write('<div style="height: 90rem"></div>'), 'the first picture comes at'),
+    'pale by night': (write('<style>.pale { color: #222 }</style><p class="pale">dark on dark</p>'), 'color-contrast'),
     'an error in a script': (write('<script>nothing.to.see()</script>'), 'nothing is not defined'),
 }
 RULES = ('color-contrast', 'heading-order', 'link-name')
-READER = ('px too wide', 'must lead past the menu', 'no ring around the focus', 'nothing is not defined')
+READER = ('px too wide', 'must lead past the menu', 'no ring around the focus', 'nothing is not defined',
+          'out of its box', 'the first picture comes at')
 
 
 @pytest.mark.parametrize('name', FAULTS)
@@ -165,3 +171,25 @@ def test_fault_is_seen(name, mini, reader):
     if not reader and complaint in RULES + READER: pytest.skip('no Chromium')
     fault(mini)
     assert any(complaint in c for c in complaints(mini, reader)), complaints(mini, reader)
+
+
+# What Quarto adds to each page by itself is no fault.
+
+HEAD = """<link id="quarto-bootstrap" href="site_libs/a.css"><link id="quarto-bootstrap" href="site_libs/a.css">
+<script src="https://cdnjs.cloudflare.com/polyfill/v3/polyfill.min.js?features=es6"></script>
+<script src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml-full.js"></script>"""
+TOGGLE = '<a href="" class="quarto-color-scheme-toggle" title="Toggle dark mode">light</a>'
+
+
+def test_quartos_own_markup(mini):
+    site = mini/'site'
+    assert not checks.check_all(mini, mini/'nbs', site)
+    (site/'site_libs').mkdir()
+    (site/'site_libs'/'a.css').touch()
+    (site/'site_libs'/'plugin.html').write_text('<html><body><a href="nowhere">x</a></body></html>')
+    index = site/'index.html'
+    absolute = CONFIG['website']['site-url'].rstrip('/') + '/part/thing.html'
+    text = index.read_text().replace('</head>', f'{HEAD}</head>').replace('<main', f'{TOGGLE}<main', 1)
+    index.write_text(text.replace('"part/thing.html', f'"{absolute}'))
+    assert absolute in index.read_text()
+    assert not checks.check_ids(site) + checks.check_links(site, mini, CONFIG) + checks.check_reach(site, CONFIG)
