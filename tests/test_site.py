@@ -156,7 +156,7 @@ FAULTS = {
     'an invisible focus': (write('<style>main a:focus-visible { outline: none }</style>'), 'no ring around the focus'),
     'code out of its box': (write('<div class="cell"><pre style="white-space: pre">' + 'wide '*80 + '</pre></div>'), 'out of its box'),
     'a picture too far below': (write('<div style="height: 90rem"></div>'), 'the first picture comes at'),
-    'pale by night': (write('<style>.pale { color: #222 }</style><p class="pale">dark on dark</p>'), 'color-contrast'),
+    'pale by night': (write('<style>.pale { color: #444 }</style><p class="pale">dark on dark</p>'), 'color-contrast'),
     'an error in a script': (write('<script>nothing.to.see()</script>'), 'nothing is not defined'),
 }
 RULES = ('color-contrast', 'heading-order', 'link-name')
