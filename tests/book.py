@@ -87,9 +87,14 @@ def show_code(cell, figures, number):
     return div('.cell', *source, *shown) if source + shown else ''
 
 
-def to_markdown(notebook, figures):
+def is_plaything(cell):
+    "Does it need a browser's scripts?"
+    return any('text/html' in o.get('data', {}) for o in cell.get('outputs', []))
+
+
+def to_markdown(notebook, figures, playthings=True):
     "The notebook as pandoc's Markdown; its pictures go to the folder `figures`."
-    cells = json.loads(notebook.read_text())['cells']
+    cells = [c for c in json.loads(notebook.read_text())['cells'] if playthings or not is_plaything(c)]
     return '\n\n'.join(show_code(c, figures, i) if c['cell_type'] == 'code' else ''.join(c['source']) for i, c in enumerate(cells))
 
 
@@ -106,7 +111,7 @@ def readme(root=ROOT, target=None):
     "Write README.md and its figures, made from `nbs/index.ipynb`."
     target = target or root
     shutil.rmtree(target/'index_files', ignore_errors=True)
-    text = pandoc(to_markdown(root/'nbs'/'index.ipynb', target/'index_files'), 'gfm', nbs=root/'nbs')
+    text = pandoc(to_markdown(root/'nbs'/'index.ipynb', target/'index_files', playthings=False), 'gfm', nbs=root/'nbs')
     (target/'README.md').write_text(re.sub(r'\n', '\n\n<!-- Made from nbs/index.ipynb by `make export`. -->\n', text, count=1))
 
 
