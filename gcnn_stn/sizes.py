@@ -326,7 +326,7 @@ class Inspector(Bench):
         return (h, w) if h and w and fits(h, w) else None
 
     def noted(self, shape, y):
-        "What else should be known of a network that fits and answers y; this spoils the copy."
+        "What else should be known of a network that fits and answers y; this spoils it."
         found, (z, _) = [], self.run(self.names(shape, 1))
         if not self.matrices:
             found.append("But there are none in the group.")
