@@ -350,7 +350,7 @@ class Bench:
     "A copy of a model on which named pixels are tried."
     def __init__(self,
         model:nn.Module,             # any; it isn't changed
-        group:FiniteGroup|None=None, # whose turns are to hold; None: the model's, or C4
+        group:FiniteGroup|None=None, # whose turns count; None: the model's, or C4
     ):
         self.model = _twin(model)
         found = {_group_of(m) for m in self.model.modules()} - {None}
