@@ -411,7 +411,7 @@ def check_sizes(
     model:nn.Module, # any; it isn't changed
     input_size,      # pixels, (H, W), (C, H, W), or (C, G, H, W) for features
     most:int=32,     # how far to look for a size that fits
-    group:FiniteGroup|None=None, # whose turns of the lattice; None: the model's, or C4
+    group:FiniteGroup|None=None, # whose turns; None: the model's, or C4
 )->SizeReport:
     "Which operations break lattice rotations at this size, and the nearest sizes that fit."
     _check_model(model, group, most)
