@@ -10,24 +10,26 @@ import math
 from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor
-from .data import MODES, _index, _kind, _listed, _one_of, _real, on_cpu, sample
+from .image import MODES, _index, _kind, _listed, _one_of, _real, on_cpu, sample
 
 # %% ../nbs/foundations/group.ipynb #ec2ce2e3
 def check_table(
     table:Tensor, # products as integers (G, G): row g, column h holds gh
 ):
-    "Raise a `ValueError` that names the failing elements unless this is the table of a group."
+    "Raise a `ValueError`, naming elements, unless this is the table of a group."
     table = _products(table)
     n, e = len(table), torch.arange(len(table), device='cpu')
     identity = ((table == e).all(1) & (table.T == e).all(1)).nonzero()
-    if not len(identity): raise ValueError("no element of this table is an identity: some row and its column must read 0…G-1")
+    if not len(identity):
+        raise ValueError("no element of this table is an identity: "
+                         "some row and its column must read 0…G-1")
     for g in range(n):
         for h, k in (table[table[g]] != table[g][table]).nonzero().tolist():
             raise ValueError(f"not associative: ({g}·{h})·{k} ≠ {g}·({h}·{k})")
     for g, in (table != identity[0]).all(1).nonzero().tolist():
-        raise ValueError(f"element {g} has no inverse: its row of the table lacks the identity {identity.item()}")
+        raise ValueError(f"element {g} has no inverse: its row of the table "
+                         f"lacks the identity {identity.item()}")
 
 # %% ../nbs/foundations/group.ipynb #c81d0010
 def _products(table):
@@ -45,21 +47,27 @@ def check_matrices(
     table:Tensor,    # of a group (G, G)
     matrices:Tensor, # what each element does to the plane (G, 2, 2), x right and y up
 ):
-    "Raise a `ValueError` that names the failing elements unless the matrices are orthogonal and multiply as the table says."
+    "Raise a `ValueError`, naming elements, unless the matrices multiply as the table says."
     table, matrices = _products(table), _real('matrices', matrices).double().cpu()
     if matrices.shape != (len(table), 2, 2):
-        raise ValueError(f"matrices must be (G, 2, 2) with G = {len(table)}, got {tuple(matrices.shape)}")
-    def off(a, b):
-        agree = (a - b).abs().amax((-2, -1)) <= 1e-9    # nan doesn't
-        return (~agree).nonzero().tolist()
-    for g, in off(matrices.mT@matrices, torch.eye(2, dtype=matrices.dtype, device='cpu')):
-        raise ValueError(f"the matrix of element {g} is not orthogonal: a group of the plane turns and mirrors, without stretching")
-    for g, h in off(matrices[:, None]@matrices, matrices[table]):
-        raise ValueError(f"the matrices disagree with the table: R[{g}]·R[{h}] ≠ R[{g}·{h}]")
+        raise ValueError(f"matrices must be (G, 2, 2) with G = {len(table)}, "
+                         f"got {tuple(matrices.shape)}")
+    unit = torch.eye(2, dtype=matrices.dtype, device='cpu')
+    for g, in _unequal(matrices.mT@matrices, unit):
+        raise ValueError(f"the matrix of element {g} is not orthogonal: "
+                         "a group of the plane turns and mirrors, without stretching")
+    for g, h in _unequal(matrices[:, None]@matrices, matrices[table]):
+        raise ValueError("the matrices disagree with the table: "
+                         f"R[{g}]·R[{h}] ≠ R[{g}·{h}]")
+
+def _unequal(a, b):
+    "Where these matrices differ by more than rounding; nan is always something else."
+    agree = (a - b).abs().amax((-2, -1)) <= 1e-9
+    return (~agree).nonzero().tolist()
 
 # %% ../nbs/foundations/group.ipynb #47170d62
 class FiniteGroup:
-    "A finite group of linear isometries of the plane; its elements are the integers 0 … order-1."
+    "A finite group of isometries of the plane; elements are the integers 0 … order-1."
     @on_cpu
     def __init__(self,
         table:Iterable,    # Cayley table (G, G)
@@ -75,25 +83,77 @@ class FiniteGroup:
         self.inverses = (self.table == self.identity).long().argmax(1)
         self.lattice = (self.matrices == self.matrices.round()).flatten(1).all(1).tolist()
 
-    def elements(self)->range: return range(self.order)
-    def product(self, g:int, h:int)->int:
+    def elements(self)->range:
+        "All elements."
+        return range(self.order)
+
+    def product(self,
+        g:int, # an element
+        h:int, # another, which comes first when something is moved
+    )->int:
+        "The element `gh`."
         return int(self.table[self.element(g), self.element(h)])
-    def inverse(self, g:int)->int: return int(self.inverses[self.element(g)])
-    def matrix(self, g:int)->Tensor: return self.matrices[self.element(g)]
-    def element(self, g:int)->int:
+
+    def inverse(self,
+        g:int, # an element
+    )->int:
+        "The element that undoes `g`."
+        return int(self.inverses[self.element(g)])
+
+    def matrix(self,
+        g:int, # an element
+    )->Tensor: # orthogonal, float64 (2, 2)
+        "What `g` does to the plane, x right and y up."
+        return self.matrices[self.element(g)]
+
+    def element(self,
+        g:int, # any whole number
+    )->int:
         "`g` itself; a `ValueError` if it is no element."
         index = _index(g)
         if index not in self.elements():
             raise ValueError(f"the elements of {self} are the whole numbers "
                              f"0 … {self.order - 1}, got {g!r}")
         return index
+
+    @on_cpu
+    def subgroup(self,
+        elements:Iterable, # of this group, each once
+    )->'FiniteGroup':      # its element i is elements[i]
+        "The subgroup of these elements; a `ValueError` if a product leads out of it."
+        elements = _distinct(self, elements)
+        place = {g: i for i, g in enumerate(elements)}
+        for g in elements:
+            for h in elements:
+                if (gh := self.product(g, h)) not in place:
+                    raise ValueError(f"not a subgroup of {self}: {g}·{h} = {gh} "
+                                     f"is not among {elements}; add it")
+        products = self.table[elements][:, elements].tolist()
+        table = [[place[gh] for gh in row] for row in products]
+        return FiniteGroup(table, self.matrices[elements], f'{self}{elements}')
+
     def __repr__(self): return self.name
+
     def __hash__(self): return hash(self.order)
+
     def __eq__(self, other):
-        return isinstance(other, FiniteGroup) and torch.equal(self.table, other.table) and torch.equal(self.matrices, other.matrices)
+        alike = isinstance(other, FiniteGroup) and torch.equal(self.table, other.table)
+        return alike and torch.equal(self.matrices, other.matrices)
 
 # %% ../nbs/foundations/group.ipynb #12fb2370
-def _snap(m): return torch.where((m - m.round()).abs() < 1e-12, m.round(), m)
+def _snap(m):
+    "Matrices without the rounding next to whole numbers."
+    return torch.where((m - m.round()).abs() < 1e-12, m.round(), m)
+
+def _distinct(group, elements):
+    "Elements as a list of integers, each of the group and none of them twice."
+    elements = _listed('elements', elements)
+    found = [_index(g) for g in elements]
+    known = set(found) <= set(group.elements())
+    if not found or not known or len(set(found)) < len(found):
+        raise ValueError(f"elements must be different elements of {group}, "
+                         f"numbers 0 … {group.order - 1}, got {elements}")
+    return found
 
 # %% ../nbs/foundations/group.ipynb #10656626
 class CyclicGroup(FiniteGroup):
@@ -108,14 +168,16 @@ class CyclicGroup(FiniteGroup):
 
 # %% ../nbs/foundations/group.ipynb #0870700f
 def _positive(order):
+    "An order that a group can have."
     index = _index(order)
     if index is None or not 1 <= index <= 4096:
         raise ValueError("order must be a positive integer of at most 4096, "
-                         f"so that its square fits into memory, got {order!r}; the trivial "
-                         "group is CyclicGroup(1)")
+                         f"so that its square fits into memory, got {order!r}; "
+                         "the trivial group is CyclicGroup(1)")
     return index
 
 def _rotation(angle):
+    "Rotation matrices (n, 2, 2) of angles in radians."
     c, s = torch.cos(angle), torch.sin(angle)
     return torch.stack([c, -s, s, c], -1).reshape(-1, 2, 2)
 
@@ -132,45 +194,23 @@ class DihedralGroup(FiniteGroup):
         mirror = torch.diag_embed(torch.stack([torch.ones(2*n), 1.-2*m], -1)).double()
         super().__init__(table, _rotation(2*math.pi*a.double()/n) @ mirror, f'D{n}')
 
-# %% ../nbs/foundations/group.ipynb #a6533c4e
-@patch
-@on_cpu
-def subgroup(self:FiniteGroup,
-    elements:Iterable, # of this group, each once
-)->FiniteGroup:        # its element i is elements[i]
-    "The subgroup that these elements form; unless they do, a `ValueError` names a product that leads out of it."
-    elements = _distinct(self, elements)
-    place = {g: i for i, g in enumerate(elements)}
-    products = [[self.product(g, h) for h in elements] for g in elements]
-    for g, row in zip(elements, products):
-        for h, gh in zip(elements, row):
-            if gh not in place: raise ValueError(f"not a subgroup of {self}: {g}·{h} = {gh} is not among {elements}; add it")
-    return FiniteGroup([[place[gh] for gh in row] for row in products], self.matrices[elements], f'{self}{elements}')
-
-# %% ../nbs/foundations/group.ipynb #7d04ddfd
-def _distinct(group, elements):
-    "The elements as a list of integers, none of them missing in the group or there twice."
-    elements = _listed('elements', elements)
-    found = [_index(g) for g in elements]
-    if not found or not set(found) <= set(group.elements()) or len(set(found)) < len(found):
-        raise ValueError(f"elements must be different elements of {group}, numbers 0 … {group.order - 1}, got {elements}")
-    return found
-
 # %% ../nbs/foundations/group.ipynb #f9874773
 def transform_image(
     x:Tensor,            # images (…, H, W), floating or complex; with 'nearest' any dtype
     matrix:Tensor,       # orthogonal (2, 2), x right and y up
     mode:str='bilinear', # interpolation off the lattice: 'bilinear', 'bicubic' or 'nearest'
 )->Tensor:               # same shape and dtype; 90° turns swap H and W
-    "f(M⁻¹x): move an image by a linear isometry about its centre, exactly where pixels meet pixels."
+    "f(M⁻¹x): move an image about its centre, exactly where pixels meet pixels."
     matrix = _isometry(matrix)
     _check_picture(x, mode)
     if x.is_complex():
         parts = [transform_image(part, matrix, mode) for part in (x.real, x.imag)]
         return torch.complex(*parts)
     if (matrix == matrix.round()).all():
-        if torch.det(matrix) < 0: x = x.flip(-2)                # M = turn · (mirror of y)
-        return x.rot90(round(math.atan2(matrix[1, 0], matrix[0, 0])/(math.pi/2)), (-2, -1))
+        if torch.det(matrix) < 0:
+            x = x.flip(-2)                                      # M = turn · (mirror of y)
+        angle = math.atan2(matrix[1, 0], matrix[0, 0])
+        return x.rot90(round(angle/(math.pi/2)), (-2, -1))
     grid = _pull_back(matrix, *x.shape[-2:])
     return _nearest(x, grid) if mode == 'nearest' else _interpolated(x, grid, mode)
 
@@ -221,14 +261,16 @@ def _check_picture(x, mode):
 def act(
     group:FiniteGroup,  # who acts
     g:int,              # which element
-    x:Tensor,           # image (B, C, H, W), group feature (B, C, G, H, W) or invariant (B, C)
+    x:Tensor,           # image (B, C, H, W), feature (B, C, G, H, W) or invariant (B, C)
     mode:str='bilinear', # interpolation off the lattice; 'nearest' for labels
 )->Tensor:              # L_g x; 90° turns swap H and W
-    "The left action of `g`: $(L_gf)(x)=f(g^{-1}x)$, on group features also $h\\mapsto g^{-1}h$."
+    "The left action of `g`: $(L_gf)(x)=f(g^{-1}x)$, of a feature $F(g^{-1}x,g^{-1}h)$."
     _check_act(group, x)
     g = group.element(g)
-    if x.ndim == 2: return x
-    if x.ndim == 4: return transform_image(x, group.matrix(g), mode)
+    if x.ndim == 2:
+        return x
+    if x.ndim == 4:
+        return transform_image(x, group.matrix(g), mode)
     x = x[:, :, group.table[group.inverse(g)].to(x.device)]         # h ↦ g⁻¹h
     moved = transform_image(x.flatten(1, 2), group.matrix(g), mode) # (B, C·G, H, W)
     return moved.unflatten(1, (-1, group.order))

@@ -6,12 +6,14 @@
 __all__ = ['CORNERS', 'FIXED', 'LEARNED', 'TURNED', 'LIVE', 'WIDE', 'CONVOLUTIONS', 'Place', 'Run', 'Bench']
 
 # %% ../nbs/networks/pixel.ipynb #92d307c2
-import copy, logging, math, warnings
+import copy
+import logging
+import math
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,23 +53,38 @@ class Place:
     axis:int|None=None    # one that holds both, perhaps with something else
     fold:tuple=()         # what it holds
 
-    def open(self, t): return t.unflatten(self.axis, self.fold) if self.fold else t
+    def open(self, t):
+        "The tensor with rows and columns in axes of their own."
+        return t.unflatten(self.axis, self.fold) if self.fold else t
+
     def close(self, u):
+        "And back again."
         last = self.axis + len(self.fold) - 1 if self.fold else None
         return u.flatten(self.axis, last) if self.fold else u
 
     def move(self, matrix, t):
+        "The tensor with its rows and columns moved."
         u = self.open(t).movedim(self.dims, (-2, -1))
         u = transform_image(u, matrix).movedim((-2, -1), self.dims)
         return self.close(u).contiguous()
 
-    def mirror(self, axis, t): return self.close(self.open(t).flip(self.dims[axis]))
-    def size(self, t): return tuple(self.open(t).shape[d] for d in self.dims)
+    def mirror(self, axis, t):
+        "The tensor with its rows (axis 0) or columns (1) in reverse."
+        return self.close(self.open(t).flip(self.dims[axis]))
+
+    def size(self, t):
+        "How many rows and columns there are."
+        return tuple(self.open(t).shape[d] for d in self.dims)
+
     def fits(self, t):
-        if not self.fold: return max(self.dims) < t.ndim
+        "Could this be the place of rows and columns in another tensor?"
+        if not self.fold:
+            return max(self.dims) < t.ndim
         return self.axis < t.ndim and t.shape[self.axis] == math.prod(self.fold)
 
-def _last(t): return Place((t.ndim - 2, t.ndim - 1))
+def _last(t):
+    "Rows and columns in the last two axes."
+    return Place((t.ndim - 2, t.ndim - 1))
 
 def _folds(t, h, w):
     "Axes that hold h rows and w columns: alone, behind something else, or before it."
@@ -82,13 +99,15 @@ def _folds(t, h, w):
 # %% ../nbs/networks/pixel.ipynb #d5e7a0c7
 def _usual(order):
     "The groups of this order that people use."
-    if order > 32: return []
+    if order > 32:
+        return []
     return [CyclicGroup(order), *([] if order % 2 else [DihedralGroup(order//2)])]
 
 def _with_poses(t, matrix, groups): # (B, C, G, H, W)
     "The poses moved, too, by every group of this order that has this matrix."
     for group in (*groups, *_usual(t.shape[2])):
-        if group.order != t.shape[2]: continue
+        if group.order != t.shape[2]:
+            continue
         for g in group.elements():
             if torch.equal(group.matrix(g), matrix):
                 yield t[:, :, group.table[group.inverse(g)].to(t.device)]    # h ↦ g⁻¹h
@@ -98,9 +117,24 @@ def _shuffled(a, b):
     left = list(b.unbind(2))
     for pose in a.unbind(2):
         k = next((k for k, other in enumerate(left) if _same(pose, other)), None)
-        if k is None: return False
+        if k is None:
+            return False
         left.pop(k)
     return not left
+
+# %% ../nbs/networks/pixel.ipynb #5da6c67c
+def _poses_in_channels(y, matrix, groups):
+    "The image y (B, C, H, W), moved, if its channels hold poses."
+    for n in (g.order for g in groups if y.shape[1] % g.order == 0):
+        for t in _with_poses(y.unflatten(1, (-1, n)), matrix, groups):
+            yield t.flatten(1, 2)
+
+def _tokens_moved(y, matrix):
+    "Tokens, moved, if an axis holds rows and columns."
+    for n in y.shape[1:]:
+        for h in (h for h in range(1, n + 1) if n % h == 0):
+            for place in _folds(y, h, n//h):
+                yield place.move(matrix, y)
 
 def _answers(y, matrix, groups):
     "All that the answer y may become when the image is moved, the plain reading first."
@@ -108,16 +142,12 @@ def _answers(y, matrix, groups):
     yield moved
     if y.ndim == 5:
         yield from _with_poses(moved, matrix, groups)
-    if y.ndim == 4:                                    # poses may be among the channels
-        for n in (g.order for g in groups if y.shape[1] % g.order == 0):
-            folded = _with_poses(moved.unflatten(1, (-1, n)), matrix, groups)
-            yield from (t.flatten(1, 2) for t in folded)
+    if y.ndim == 4:
+        yield from _poses_in_channels(moved, matrix, groups)
     if y.ndim == 3:
         yield y
         yield from _with_poses(y, matrix, groups)
-        for n in y.shape[1:]:
-            for h in (h for h in range(1, n + 1) if n % h == 0):
-                yield from (place.move(matrix, y) for place in _folds(y, h, n//h))
+        yield from _tokens_moved(y, matrix)
 
 def _follows(y, z, matrix, groups):
     "Is z what the answer y should become when the image is moved?"
@@ -177,16 +207,20 @@ WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
 
 def _widen(v):
     "Floating point in double precision, and all else as it is."
-    if isinstance(v, torch.dtype): return WIDE.get(v, v)
+    if isinstance(v, torch.dtype):
+        return WIDE.get(v, v)
     return v.to(WIDE[v.dtype]) if isinstance(v, Tensor) and v.dtype in WIDE else v
 
 def _home(t):
     "Where a tensor keeps its numbers, a place not used twice; views have the same home."
     return StorageWeakRef(t.untyped_storage()) if t.layout is torch.strided else id(t)
 
-def _tensors(tree): return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+def _tensors(tree):
+    "All tensors in nested lists and dictionaries."
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 def _group_of(module):
+    "The group that a layer holds, or None."
     return next((v for v in vars(module).values() if isinstance(v, FiniteGroup)), None)
 
 def _origins(model):
@@ -199,10 +233,28 @@ def _origins(model):
         found |= {_home(p): TURNED for p in own}
     return found
 
+# %% ../nbs/networks/pixel.ipynb #3be1062d
+CONVOLUTIONS = ('aten::convolution', 'aten::_convolution')
+
+def _is_composite_convolution(func):
+    "One that becomes `convolution` only later, as happens in inference mode."
+    name = func._schema.name
+    known = name in CONVOLUTIONS or not name.startswith('aten::conv')
+    return not known and func._can_decompose()
+
+def _widened(func):
+    "The same operation in double precision."
+    def wide(*args, **kwargs):
+        args, kwargs = tree_map(_widen, (args, kwargs))
+        out = tree_map(_widen, func(*args, **kwargs))
+        return out.zero_() if 'empty' in func._schema.name else out
+    return wide
+
+# %% ../nbs/networks/pixel.ipynb #3f53f83e
 class Run(TorchDispatchMode):
     "While it lasts: double precision, and rings in the place of learned kernels."
     def __init__(self,
-        model:nn.Module,
+        model:nn.Module,  # whose parameters are learned
         x:Tensor,         # the image
         every:bool=False, # also those of layers with a group
         levels=(),        # of maps behind rings, known from another run; else found in this
@@ -214,52 +266,40 @@ class Run(TorchDispatchMode):
         self.origins = _origins(model) | {_home(x): LIVE}
 
     def origin(self, t):
+        "Where the numbers of a tensor come from."
         return self.origins.get(_home(t), LEARNED if isinstance(t, nn.Parameter) else FIXED)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if _is_composite_convolution(func):
-            with self: return func.decompose(*args, **kwargs)
+            with self:
+                return func.decompose(*args, **kwargs)
         origins = [self.origin(t) for t in _tensors((args, kwargs))]
         origin = max(origins, default=FIXED)
         f = self.substitute(func, origins)
         out = self.step(f, func, args, kwargs) if origin == LIVE else f(*args, **kwargs)
-        for t in _tensors(out): self.origins[_home(t)] = origin
+        for t in _tensors(out):
+            self.origins[_home(t)] = origin
         return out
 
-    def step(self, f, func, args, kwargs): return f(*args, **kwargs)
+    def substitute(self, func, origins):
+        "What is called in the place of an operation."
+        looks = func._schema.name in CONVOLUTIONS and origins[0] == LIVE
+        if looks and origins[1] in self.ringed:
+            return partial(self.ring, next(self.known, None))
+        return func if func._schema.is_mutable else _widened(func)
 
-# %% ../nbs/networks/pixel.ipynb #3be1062d
-CONVOLUTIONS = ('aten::convolution', 'aten::_convolution')
+    def ring(self, level, x, weight, *args):
+        "The convolution with rings; unless its level is known, it is found."
+        maps = _ring_maps(x, weight, *args)
+        level = level or _level(maps, self.sign)
+        self.levels.append(level)
+        transposed, groups = args[4], args[6]
+        return _spread(maps, level, weight.shape[1]*groups if transposed else len(weight))
 
-def _is_composite_convolution(func):
-    "One that becomes `convolution` only later, as happens in inference mode."
-    name = func._schema.name
-    known = name in CONVOLUTIONS or not name.startswith('aten::conv')
-    return not known and func._can_decompose()
-
-@patch
-def ring(self:Run, level, x, weight, *args):
-    "The convolution with rings; unless its level is known, it is found."
-    maps = _ring_maps(x, weight, *args)
-    level = level or _level(maps, self.sign)
-    self.levels.append(level)
-    transposed, groups = args[4], args[6]
-    return _spread(maps, level, weight.shape[1]*groups if transposed else len(weight))
-
-@patch
-def substitute(self:Run, func, origins):
-    "What is called in the place of an operation."
-    looks = func._schema.name in CONVOLUTIONS and origins[0] == LIVE
-    if looks and origins[1] in self.ringed:
-        return partial(self.ring, next(self.known, None))
-    if func._schema.is_mutable:
-        return func
-    def wide(*args, **kwargs):
-        args, kwargs = tree_map(_widen, (args, kwargs))
-        out = tree_map(_widen, func(*args, **kwargs))
-        return out.zero_() if 'empty' in func._schema.name else out
-    return wide
+    def step(self, f, func, args, kwargs):
+        "One call that depends on the image; subclasses look at it."
+        return f(*args, **kwargs)
 
 # %% ../nbs/networks/pixel.ipynb #5d0f284f
 def _twin(model):
@@ -270,7 +310,8 @@ def _twin(model):
     if any(p.device.type == 'mps' for p in twin.parameters()):
         twin.cpu()                                               # no double precision there
     for m in twin.double().modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.reset_running_stats()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.reset_running_stats()
     return twin
 
 def _generators(groups):
@@ -299,15 +340,17 @@ def _quietly(model):
 
 def _tried(f, *args):
     "What comes of it, or None: a model may raise anything at a size that isn't its own."
-    try: return f(*args)
-    except Exception: return None
+    try:
+        return f(*args)
+    except Exception:
+        return None
 
 # %% ../nbs/networks/pixel.ipynb #6e1e395a
 class Bench:
     "A copy of a model on which named pixels are tried."
     def __init__(self,
-        model:nn.Module,
-        group:FiniteGroup|None=None, # whose turns are to hold; None: the model's, or C4
+        model:nn.Module,             # any; it isn't changed
+        group:FiniteGroup|None=None, # whose turns count; None: the model's, or C4
     ):
         self.model = _twin(model)
         found = {_group_of(m) for m in self.model.modules()} - {None}
@@ -315,9 +358,34 @@ class Bench:
         self.matrices = _generators(self.groups or [CyclicGroup(4)])
         self.device = next((p.device for p in self.model.parameters()), torch.device('cpu'))
 
-    def names(self, shape, seed): return _names(shape, seed).to(self.device)
+    def fits(self,
+        shape,         # of one image (C, H, W), or of one feature (C, G, H, W)
+        matrices=None, # symmetries; None: those that all groups share
+    )->bool:
+        "Does the answer move along, wherever the largest name is?"
+        return next(self.failures(shape, matrices or self.matrices), None) is None
+
+    def failures(self,
+        shape,                # as for `fits`
+        matrices,             # symmetries
+        every=False,          # rings for all kernels, not only for those without a group?
+        corners=len(CORNERS), # how many corners have their turn
+    ):                        # an iterator
+        "Seeds and matrices at which the answer doesn't move along."
+        for seed in range(corners):
+            x = self.names(shape, seed)
+            y, levels = self.run(x, every)
+            for matrix in matrices:
+                z = _tried(self.run, self.moved(x, matrix, every), every, levels)
+                if z is None or not self.goes_along(y, z[0], matrix):
+                    yield seed, matrix
+
+    def names(self, shape, seed):
+        "An image of different numbers."
+        return _names(shape, seed).to(self.device)
 
     def moved(self, x, matrix, every=False):
+        "The image or feature, moved; of a feature the poses, too."
         y = _last(x).move(matrix, x)
         alone = every or x.ndim < 5 or not self.groups
         return y if alone else next(_with_poses(y, matrix, self.groups), y)
@@ -332,19 +400,3 @@ class Bench:
         "Are these answers z what the answers y should become?"
         alike = (_follows(a, b, matrix, self.groups) for a, b in zip(y, z))
         return len(y) == len(z) and all(alike)
-
-# %% ../nbs/networks/pixel.ipynb #7f2d4a6b
-@patch
-def failures(self:Bench, shape, matrices, every=False, corners=len(CORNERS)):
-    "Seeds and matrices at which the answer doesn't move along."
-    for seed in range(corners):
-        x = self.names(shape, seed)
-        y, levels = self.run(x, every)
-        for matrix in matrices:
-            z = _tried(self.run, self.moved(x, matrix, every), every, levels)
-            if z is None or not self.goes_along(y, z[0], matrix): yield seed, matrix
-
-@patch
-def fits(self:Bench, shape, matrices=None):
-    "Does the answer move along, wherever the largest name is?"
-    return next(self.failures(shape, matrices or self.matrices), None) is None
