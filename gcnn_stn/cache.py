@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # %% ../nbs/layers/cache.ipynb #7e10f72f
+#| code-fold: show
 def _transformed():
     "Is a compiler, an exporter, a tracer, a transform or a mode that fakes or counts here?"
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -34,6 +35,7 @@ def _circumstances(used):
     return [t.dtype for t in used], autocast, torch.is_inference_mode_enabled()
 
 # %% ../nbs/layers/cache.ipynb #d5401e00
+#| code-fold: show
 class FilterCache(nn.Module):
     "A module with `filters()`, made of its own numbers and kept in evaluation."
     def __init__(self):

@@ -234,6 +234,7 @@ def _in_place_of(layer, path):
     return fold_layer(layer)
 
 # %% ../nbs/networks/fold.ipynb #f3f959f4
+#| code-fold: show
 def fold_norm(
     conv:nn.Conv2d,  # C·G filters
     norm:nn.Module,  # batch norm of C channels, with running statistics

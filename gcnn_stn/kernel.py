@@ -106,6 +106,7 @@ def rings(
     return [*inner[:last], edges.get(last, (last - .1, .44, 3))]
 
 # %% ../nbs/layers/kernel.ipynb #1a71824b
+#| code-fold: show
 def harmonics(
     x:Tensor,   # where to evaluate, pixels to the right of the centre (…)
     y:Tensor,   # likewise, pixels up (…)
@@ -179,6 +180,7 @@ def basis_operator(
     return _shuffle_lattice(group, BASES[basis](group, kernel_size), kernel_size)
 
 # %% ../nbs/layers/kernel.ipynb #8f0a06e6
+#| code-fold: show
 def _shuffle_lattice(group, R, k):
     "Replace copies that are lattice turns of an earlier copy by exact shuffles of it."
     lattice = [l for l in group.elements() if group.lattice[l]]
@@ -191,6 +193,7 @@ def _shuffle_lattice(group, R, k):
     return torch.stack([done[g] for g in group.elements()])
 
 # %% ../nbs/layers/kernel.ipynb #3e739469
+#| code-fold: show
 def lifting_filters(
     weight:Tensor, # (C_out, C_in, P)
     R:Tensor,      # (G, P, k²)
@@ -226,6 +229,7 @@ def relative_pose(
     return group.table[group.inverses]
 
 # %% ../nbs/layers/kernel.ipynb #097b2de2
+#| code-fold: show
 def group_filters(
     weight:Tensor,   # (C_out, C_in, G, P)
     R:Tensor,        # (G, P, k²)

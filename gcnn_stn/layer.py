@@ -162,6 +162,7 @@ class LiftingConv2d(_GroupConvBase):
         return self._convolve(x, self.cached_filters())
 
 # %% ../nbs/layers/layer.ipynb #56efe5c7
+#| code-fold: show
 class GroupConv2d(_GroupConvBase):
     "Group features to group features, in places and poses (Cohen & Welling 2016, eq. 11)."
     def __init__(

@@ -13,6 +13,7 @@ from .cache import _transformed
 from .kernel import _check_tensor
 
 # %% ../nbs/layers/layout.ipynb #c030e29f
+#| code-fold: show
 def _are_numbers(*sizes):
     "False where a tracer or an exporter leaves a size free, or may do so."
     strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
@@ -27,7 +28,8 @@ def _settled(x):
     "`x`, laid map by map if it leaves open how it lies."
     return x.contiguous() if _is_open(x) else x
 
-# %% ../nbs/layers/layout.ipynb #14b304dd
+# %% ../nbs/layers/layout.ipynb #effd0d4a
+#| code-fold: show
 def _split(maps, poses):
     "(B, C·G, H, W) → (B, C, G, H, W)"
     maps = _settled(maps)

@@ -20,7 +20,7 @@ from .kernel import _check, _check_tensor
 # %% ../nbs/layers/manners.ipynb #a08d218d
 @torch.no_grad()
 def check_module(
-    module:nn.Module,
+    module:nn.Module,             # it isn't changed
     x:Tensor,                     # a float32 input, at least 4 samples
     backend:str|None='aot_eager', # of torch.compile; 'inductor' wants a C++ compiler
 ):

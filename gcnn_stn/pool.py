@@ -24,7 +24,8 @@ def _check_reduce(name, value):
     ok = isinstance(value, str) and value in REDUCE
     _check(ok, f"{name} must be 'mean' or 'max', got {value!r}")
 
-# %% ../nbs/layers/pool.ipynb #d04eced1
+# %% ../nbs/layers/pool.ipynb #765ab004
+#| code-fold: show
 class GroupPool(nn.Module):
     "Pool over poses: an equivariant group feature becomes an equivariant image."
     def __init__(
@@ -96,6 +97,7 @@ class GroupAvgPool2d(_PerPose, nn.AvgPool2d):
     "`nn.AvgPool2d` in every pose."
 
 # %% ../nbs/layers/pool.ipynb #700eb3ae
+#| code-fold: show
 def _halve(x): # (B, C, H, W) → (B, C, H//2, W//2)
     "Means over windows of 2 or 3, whichever fits."
     H, W = x.shape[-2:]

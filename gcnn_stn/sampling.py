@@ -13,6 +13,7 @@ from .kernel import _check, _check_whole
 from .layout import _are_numbers, _settled
 
 # %% ../nbs/layers/sampling.ipynb #48bac6d4
+#| code-fold: show
 def _centred(size, stride):
     "For centred samples: is an even blur wanted, and how many pixels beyond the border?"
     rest = (size - 1) % stride

@@ -141,6 +141,7 @@ def quotient(
     return FiniteGroup(table, still, f'{group}/{elements}')
 
 # %% ../nbs/layers/subgroup.ipynb #d7ee820d
+#| code-fold: show
 class Restrict(_Cosets):
     "See a feature on G as features on a subgroup H, all that is respected from here on."
     def __init__(
