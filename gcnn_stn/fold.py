@@ -7,13 +7,9 @@ __all__ = ['plain_conv2d', 'fold_layer', 'fold_norm', 'fold']
 
 # %% ../nbs/networks/fold.ipynb #7405ef69
 import copy
-import dis
-import inspect
 import sys
-import warnings
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict
 from functools import partial, singledispatch
-from itertools import islice, product
 from types import ModuleType
 
 import torch
@@ -23,23 +19,27 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._pytree import tree_leaves
 
-from .layer import Downsample2d, GlobalPool, GroupAvgPool2d, GroupBatchNorm
-from .layer import GroupConv2d, GroupDropout, GroupInstanceNorm, GroupLayerNorm
-from .layer import GroupMaxPool2d, GroupPool, LiftingConv2d, _halve
+from .layer import GroupConv2d, LiftingConv2d
 from .model import Classifier, Normalized, unwrapped
+from .norm import GroupBatchNorm, GroupDropout, GroupInstanceNorm, GroupLayerNorm
+from .pool import Downsample2d, GlobalPool, GroupAvgPool2d, GroupMaxPool2d
+from .pool import GroupPool, _halve
 from .sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from .separable import DepthwiseGroupConv2d, SeparableGroupConv2d
 from .stn import AreaPool2d, LocalizationNet, PublishedLocalizationNet
 from .stn import SpatialLayerNorm, SpatialTransformer, _grid, _theta
 from .subgroup import CosetPool, Restrict
+from .wiring import Links, _hooked, _is_conv, _is_fixed, _put_on, _unfolded
 
 # %% ../nbs/networks/fold.ipynb #38137ef6
 def plain_conv2d(
     filters:Tensor,          # (C_out, C_in/groups, k, k)
     bias:Tensor|None=None,   # (C_out,)
-    stride:int=1, padding:int=0, dilation:int=1, groups:int=1, # as in nn.Conv2d
+    stride:int=1,            # the options are those of nn.Conv2d
+    padding:int=0,           # with zeros
+    dilation:int=1,          # pixels from one weight of a filter to the next
+    groups:int=1,            # of channels
 )->nn.Conv2d:                # with copies of the filters and the bias
     "An `nn.Conv2d` with given filters."
     c_out, c_in, *size = filters.shape
@@ -82,8 +82,6 @@ def _unfold(layer): # (B, C·G, H, W) → (B, C, G, H, W)
     view = _written_out(nn.Module(), forward)
     view.meta['unfolded'] = C, G
     return view
-
-def _unfolded(m): return m.meta.get('unfolded') if isinstance(m, fx.GraphModule) else None
 
 @fold_layer.register
 def _lifting(layer:LiftingConv2d):
@@ -147,9 +145,11 @@ def _transformer(m, x):
     theta = _widened(m.localization(x))
     H, W = x.shape[-2:]
     grid = _grid(theta, H, W)
-    read = F.grid_sample(x.type_as(grid), grid, 'bilinear', m.padding_mode, align_corners=False)
+    wide = x.type_as(grid)
+    read = F.grid_sample(wide, grid, 'bilinear', m.padding_mode, align_corners=False)
     return read.type_as(x)
 
+# %% ../nbs/networks/fold.ipynb #3cce9013
 _FORWARDS = {
     GroupMaxPool2d: _each_pose(nn.MaxPool2d.forward),
     GroupAvgPool2d: _each_pose(nn.AvgPool2d.forward),
@@ -172,15 +172,6 @@ for _kind, _forward in _FORWARDS.items():
     fold_layer.register(_kind)(partial(_written_out, forward=_forward))
 
 # %% ../nbs/networks/fold.ipynb #cd132a2a
-def _hooked(m):
-    return bool(m._forward_hooks or m._forward_pre_hooks
-                or m._backward_hooks or m._backward_pre_hooks)
-
-def _put_on(m):
-    "Functions that were put on an instance in place of its methods."
-    return {name: value for name, value in vars(m).items()
-            if callable(value) and callable(getattr(type(m), name, None))}
-
 _HARMLESS = {'extra_repr', 'filters', 'refresh', 'reset_parameters', 'train', 'eval',
              '_apply', 'state_dict', 'load_state_dict', '_load_from_state_dict'}
 
@@ -222,8 +213,8 @@ def _in_place_of(layer, path):
     "What `fold_layer` makes of a layer, None to keep it, an error if that isn't the same."
     known, got = _known(layer), f"got {path} ({type(layer).__name__})"
     if isinstance(layer, Normalized):
-        raise ValueError(f"the network inside must be folded, not what puts pixels before it, {got}; "
-                         "say Normalized(fold(net))")
+        raise ValueError("the network inside must be folded, not what puts pixels before "
+                         f"it, {got}; say Normalized(fold(net))")
     if known is object:
         if not _is_ours(type(layer)): return None
         raise ValueError(f"a layer of this package needs a rule to be folded, {got}; "
@@ -243,6 +234,7 @@ def _in_place_of(layer, path):
     return fold_layer(layer)
 
 # %% ../nbs/networks/fold.ipynb #f3f959f4
+#| code-fold: show
 def fold_norm(
     conv:nn.Conv2d,  # C·G filters
     norm:nn.Module,  # batch norm of C channels, with running statistics
@@ -260,204 +252,6 @@ def fold_norm(
     conv.bias = nn.Parameter(shift.to(dtype))
     return conv
 
-# %% ../nbs/networks/fold.ipynb #f7513f3c
-class _Value(fx.Proxy):
-    "Stands for a tensor; code that asks of which class it is gets no answer."
-    @property
-    def __class__(self):
-        who = sys._getframe(1).f_globals.get('__name__', '')
-        if who.split('.')[0] == 'torch': return fx.Proxy
-        raise fx.proxy.TraceError("a stand-in has no class")
-
-class _Path(fx.Tracer):
-    "One way through a model: what its code hears when it asks whether a value is true."
-    def __init__(self, answers, sealed):
-        super().__init__()
-        self.answers, self.asked = [*answers], 0      # no to all further questions
-        self.sealed, self.inside = sealed, []         # parts to go around, parts we are in
-
-    def proxy(self, node): return _Value(node, self)
-
-    def create_arg(self, a):
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
-
-    def is_leaf_module(self, m, name):
-        whole = m in self.sealed or _unfolded(m)
-        return whole or super().is_leaf_module(m, name)
-
-    def to_bool(self, value):
-        if self.inside or self.asked == 16: return super().to_bool(value)   # an error
-        if self.asked == len(self.answers): self.answers.append(False)
-        self.asked += 1
-        return self.answers[self.asked - 1]
-
-    def call_module(self, m, forward, args, kwargs):
-        leaf = self.is_leaf_module(m, self.path_of_module(m))  # an error if it isn't a part
-        if not leaf: self.inside.append(m)
-        value = super().call_module(m, forward, args, kwargs)
-        if not leaf: self.inside.pop()                         # left there after an error
-        return value
-
-# %% ../nbs/networks/fold.ipynb #d28a1c50
-def _goes_on_to_raise(code, start):
-    "Does code reach a `raise` without a turn?"
-    for step in dis.get_instructions(code):
-        if step.offset < start: continue
-        if step.opname == 'RAISE_VARARGS': return True
-        if 'JUMP' in step.opname or step.opname.startswith(('RETURN', 'FOR_ITER', 'SEND')):
-            return False
-    return False
-
-def _is_refusal(error, model):
-    "Did the model's own code raise this error, or was it about to raise one?"
-    kinds = {kind for m in model.modules() for kind in type(m).__mro__}
-    homes = {kind.__module__ for kind in kinds if not kind.__module__.startswith('torch')}
-    step = error.__traceback__
-    while step is not None:
-        at_home = step.tb_frame.f_globals.get('__name__') in homes
-        if at_home and _goes_on_to_raise(step.tb_frame.f_code, step.tb_lasti): return True
-        step = step.tb_next
-    return False
-
-# %% ../nbs/networks/fold.ipynb #9cab391f
-def _twin(model):
-    "The same modules around the same parameters, to be played with."
-    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    for m in twin.modules():
-        m._forward_hooks.clear()
-        m._forward_pre_hooks.clear()
-    return twin
-
-def _walk(model, given, answers, sealed):
-    "One path, the model's modules by those that it met, and the error that ended it."
-    twin = _twin(model)
-    real = dict(zip(twin.modules(), model.modules()))
-    path = _Path(answers, {m for m in real if real[m] in sealed})
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            path.graph = path.trace(twin, given)
-    except Exception as error: return path, real, error
-    return path, real, None
-
-# %% ../nbs/networks/fold.ipynb #3f0c89a4
-def _variants(model):
-    "Which arguments may be left out, and all combinations of them with their values."
-    parameters = inspect.signature(type(model).forward).parameters.values()
-    optional = {p.name: p.default for p in parameters if p.default is not p.empty}
-    for left_out in product((True, False), repeat=len(optional)):
-        yield {name: optional[name] for name, out in zip(optional, left_out) if out}
-
-def _paths(model, sealed=frozenset(), most=64):
-    "All paths through a model, and the parts that they go around; no path if it hides."
-    found, todo = [], [(given, ()) for given in islice(_variants(model), most + 1)]
-    while todo and len(found) + len(todo) <= most:
-        given, answers = todo.pop()
-        path, real, error = _walk(model, given, answers, sealed)
-        for i in range(len(answers), path.asked):
-            todo.append((given, (*path.answers[:i], True)))
-        if error is None: found.append((path, real))
-        elif not _is_refusal(error, model):
-            stuck = real.get(path.inside[-1]) if path.inside else None
-            if stuck is None: return [], sealed
-            alike = {m for m in model.modules() if type(m) is type(stuck)}
-            if type(stuck) is nn.Sequential: alike = {stuck}
-            return _paths(model, sealed | alike - {model})
-    return [] if todo else found, sealed
-
-# %% ../nbs/networks/fold.ipynb #a7dd2e54
-_AXES = {nn.BatchNorm2d: (1,), nn.BatchNorm3d: (2,), nn.SyncBatchNorm: (1, 2)}
-_DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
-
-def _is_conv(m): return type(m) is nn.Conv2d and not _hooked(m) and not _put_on(m)
-
-def _is_fixed(m):
-    "A batch norm that is the same map for every input."
-    fixed = type(m) in _AXES and not m.training and not _hooked(m) and not _put_on(m)
-    return fixed and m.running_mean is not None and m.running_var is not None
-
-def _view(node, m):
-    "Name and arguments of a step that lays axes out anew, or None."
-    if type(m) is nn.Identity: return 'flatten', 1, 1
-    if type(m) in _DROPOUTS and not m.training: return 'flatten', 1, 1
-    if type(m) is nn.Flatten: return 'flatten', m.start_dim, m.end_dim
-    if type(m) is nn.Unflatten: return 'unflatten', m.dim, m.unflattened_size
-    if _unfolded(m): return 'unflatten', 1, _unfolded(m)
-    if node.op == 'call_method' and not node.kwargs: return node.target, *node.args[1:]
-    return None
-
-def _after(axes, view):
-    "The axes that hold the channels after a view, or None if it touches others."
-    match view, axes:
-        case ('flatten', 1, 1), _: return axes
-        case ('flatten', 1, 2 | -3), (channels, poses): return (channels*poses,)
-        case ('unflatten', 1 | -3, (int(channels), int(poses))), (n,):
-            return (n//poses, poses) if channels == -1 else (channels, n//channels)
-    return None
-
-def _source(node, norm, called, kept):
-    "The convolution that this call of a norm hears, if nobody else does."
-    views, m = [], None
-    while not _is_conv(m):
-        if len(node.all_input_nodes) != 1: return None
-        node, = node.all_input_nodes
-        if len(node.users) != 1 or node in kept: return None
-        m = called.get(node)
-        views.append(_view(node, m))
-    axes = (m.out_channels,)
-    for view in reversed(views[:-1]): axes = axes and _after(axes, view)
-    fits = axes and len(axes) in _AXES[type(norm)] and axes[0] == norm.num_features
-    return m if fits else None
-
-# %% ../nbs/networks/fold.ipynb #46aeff9b
-def _attribute(m, path):
-    for name in path.split('.'): m = getattr(m, name)
-    return m
-
-def _has_any(m, things):
-    "Is one of these things the module or a tensor of its own?"
-    own = {id(m), *map(id, m._parameters.values()), *map(id, m._buffers.values())}
-    return any(id(thing) in own for thing in things)
-
-class _Links:
-    "Which convolutions each batch norm hears, over all paths."
-    def __init__(self, model):
-        self.heard, self.calls, self.explored = defaultdict(set), Counter(), set()
-        self.unsure = {part for m in model.modules() if _hooked(m) for part in m.modules()}
-        self.explore(model)
-
-    def explore(self, model):
-        "Follow all paths, then those through the parts that they went around."
-        self.explored.add(model)
-        paths, sealed = ([], set()) if _put_on(model) else _paths(model)
-        if not paths: self.unsure.update(model.modules())
-        for path, real in paths: self.add(path, real, sealed)
-        for part in sealed - self.explored: self.explore(part)
-
-    def add(self, path, real, sealed):
-        "What one path says."
-        twin = path.root
-        held = tree_leaves([[*vars(m).values()] for m in twin.modules()])
-        kept = {value.node for value in held if isinstance(value, fx.Proxy)}
-        calls = [node for node in path.graph.nodes if node.op == 'call_module']
-        called = {node: real[twin.get_submodule(node.target)] for node in calls}
-        for node, m in called.items():
-            self.calls[m] += 1
-            given = (*node.args, *node.kwargs.values())
-            values = all(isinstance(a, fx.Node) for a in given)
-            if m not in sealed or not values: self.unsure.update([*m.modules()][1:])
-            if _is_fixed(m): self.heard[m].add(_source(node, m, called, kept))
-        looks = [node for node in path.graph.nodes if node.op == 'get_attr']
-        seen = [_attribute(twin, node.target) for node in looks]
-        self.unsure.update(real[m] for m in real if _has_any(m, seen))
-
-    def pairs(self):
-        "Convolutions and norms that always come together."
-        for norm, convs in self.heard.items():
-            conv, *others = convs
-            if conv is None or others or {conv, norm} & self.unsure: continue
-            if self.calls[conv] == self.calls[norm]: yield conv, norm
-
 # %% ../nbs/networks/fold.ipynb #033e2ba1
 def _become(module, other):
     "Turn a module into another, for all who hold it."
@@ -466,7 +260,7 @@ def _become(module, other):
 def _fold_norms(model):
     "Fold every batch norm that can be into the convolution before it."
     if not any(map(_is_fixed, model.modules())): return
-    pairs = [*_Links(model).pairs()]
+    pairs = [*Links(model).pairs()]
     for conv, norm in pairs:
         _become(conv, fold_norm(conv, norm))
         _become(norm, nn.Identity().eval())

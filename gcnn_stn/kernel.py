@@ -22,13 +22,11 @@ def pixel_basis(
     "One weight per pixel, exactly permuted."
     _check_group(group)
     if not all(group.lattice):
-        raise ValueError(f"basis 'pixel' needs a group that maps the grid to itself (C1, C2, C4, D1, D2, D4), "
-                         f"got {group}; use 'harmonic'")
+        raise ValueError("basis 'pixel' needs a group that maps the grid to itself "
+                         f"(C1, C2, C4, D1, D2, D4), got {group}; use 'harmonic'")
     return interpolated_basis(group, kernel_size)
 
 # %% ../nbs/layers/kernel.ipynb #3226f4e0
-#| code-fold: true
-#| code-summary: "Wrong arguments get an answer: the value, the rule, the way out"
 def _check(ok, message):
     if not ok: raise ValueError(message)
 
@@ -69,9 +67,19 @@ def _check_size(kernel_size):
            f"kernel_size must be odd, one whole number with a central pixel to turn about, "
            f"got {kernel_size!r}; use 3, 5, 7, …")
 
+def _check_factory(device, dtype):
+    "What new tensors are made with, as in PyTorch."
+    ok = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+    rule = "dtype must be a floating point type such as torch.float32, or None"
+    _check(ok or dtype is None, f"{rule}, got {dtype!r}")
+    try: device is None or torch.device(device)
+    except (RuntimeError, TypeError):
+        rule = "device must be a device such as 'cpu' or 'cuda:0', or None"
+        raise ValueError(f"{rule}, got {device!r}") from None
+
 # %% ../nbs/layers/kernel.ipynb #5cb35ee9
 def interpolated_basis(
-    group:FiniteGroup,
+    group:FiniteGroup,   # its elements turn and mirror the kernel
     kernel_size:int,     # k, odd
     mode:str='bilinear', # or 'bicubic', 'nearest'
 )->Tensor:               # (G, k², k²)
@@ -80,8 +88,10 @@ def interpolated_basis(
     _check_size(kernel_size)
     modes = ['bilinear', 'bicubic', 'nearest']
     _check(mode in modes, f"mode must be one of {', '.join(modes)}, got {mode!r}")
-    unit = torch.eye(kernel_size**2, dtype=torch.float64).unflatten(1, (1, kernel_size, kernel_size))
-    return torch.stack([transform_image(unit, group.matrix(g), mode).flatten(1) for g in group.elements()])
+    unit = torch.eye(kernel_size**2, dtype=torch.float64)
+    unit = unit.unflatten(1, (1, kernel_size, kernel_size))     # every pixel by itself
+    def moved(g): return transform_image(unit, group.matrix(g), mode).flatten(1)
+    return torch.stack([moved(g) for g in group.elements()])
 
 # %% ../nbs/layers/kernel.ipynb #0b9eca77
 def rings(
@@ -96,10 +106,12 @@ def rings(
     return [*inner[:last], edges.get(last, (last - .1, .44, 3))]
 
 # %% ../nbs/layers/kernel.ipynb #1a71824b
+#| code-fold: show
 def harmonics(
-    x:Tensor, y:Tensor, # where to evaluate, pixels from the centre, x right and y up (…)
-    rings:list,         # radius, width and band limit of each ring
-)->Tensor:              # (P, …)
+    x:Tensor,   # where to evaluate, pixels to the right of the centre (…)
+    y:Tensor,   # likewise, pixels up (…)
+    rings:list, # radius, width and band limit of each ring
+)->Tensor:      # (P, …)
     "Circular harmonics on smooth rings: e^{-(r-ϱ)²/2σ²} times 1, cos mφ and sin mφ."
     _check_tensor(x=x, y=y)
     _check_rings(x, y, rings)
@@ -107,12 +119,13 @@ def harmonics(
     out = []
     for radius, sigma, limit in rings:
         ring = torch.exp(-(r - radius)**2/(2*sigma**2))
-        wave = torch.where(r > 1e-9, ring, 0)                          # the centre has no direction
+        wave = torch.where(r > 1e-9, ring, 0)          # the centre has no direction
         out.append(ring)
         for m in range(1, limit + 1):
             out += [wave*torch.cos(m*phi), wave*torch.sin(m*phi)]
     return torch.stack(out)
 
+# %% ../nbs/layers/kernel.ipynb #0e0c40ce
 def _check_rings(x, y, rings):
     shapes = tuple(x.shape), tuple(y.shape)
     _check(shapes[0] == shapes[1], f"x and y must belong to the same points, got {shapes}")
@@ -122,31 +135,42 @@ def _check_rings(x, y, rings):
 
 # %% ../nbs/layers/kernel.ipynb #491f610d
 def harmonic_basis(
-    group:FiniteGroup,
-    kernel_size:int, # k, odd
-    extra:int=0,     # so many more waves on each ring from radius 2 on
-)->Tensor:           # (G, P, k²), each function of norm 1 on average over G
+    group:FiniteGroup, # its elements turn and mirror the kernel
+    kernel_size:int,   # k, odd
+    extra:int=0,       # so many more waves on each ring from radius 2 on
+)->Tensor:             # (G, P, k²), each function of norm 1 on average over G
     "Coefficients of band-limited circular harmonics, evaluated on the grid turned back."
     _check_group(group)
     _check_size(kernel_size)
     _check_whole(0, extra=extra)
     p = torch.arange(kernel_size, dtype=torch.float64) - kernel_size//2
-    grid = torch.stack(torch.meshgrid(p, -p, indexing='xy'), -1).flatten(0, 1)       # (k², 2), x and y
+    grid = torch.stack(torch.meshgrid(p, -p, indexing='xy'), -1).flatten(0, 1)   # (k², 2)
     which = [(r, sigma, M + extra*(r > 1)) for r, sigma, M in rings(kernel_size)]
-    R = torch.stack([harmonics(*(grid @ group.matrix(g)).T, which) for g in group.elements()])
+    def copy(g): return harmonics(*(grid @ group.matrix(g)).T, which)
+    R = torch.stack([copy(g) for g in group.elements()])
     return R/R.square().sum(-1, keepdim=True).mean(0, keepdim=True).sqrt()
 
 # %% ../nbs/layers/kernel.ipynb #0d19f6a1
-BASES = {'pixel': pixel_basis, 'harmonic': harmonic_basis, 'wide': lambda group, k: harmonic_basis(group, k, 1),
-         'bilinear': interpolated_basis, 'bicubic': lambda group, k: interpolated_basis(group, k, 'bicubic')}
+def _wide_basis(group, k): return harmonic_basis(group, k, 1)
+def _bicubic_basis(group, k): return interpolated_basis(group, k, 'bicubic')
+
+BASES = {
+    'pixel': pixel_basis,
+    'harmonic': harmonic_basis,
+    'wide': _wide_basis,
+    'bilinear': interpolated_basis,
+    'bicubic': _bicubic_basis,
+}
 
 # %% ../nbs/layers/kernel.ipynb #3e873198
 @on_cpu
 def basis_operator(
-    group:FiniteGroup,
+    group:FiniteGroup,   # its elements turn and mirror the kernel
     kernel_size:int,     # k, odd
-    basis:str|None=None, # 'pixel', 'harmonic', 'wide', 'bilinear', 'bicubic'; None: 'pixel' if exact, else 'harmonic'
-)->Tensor:               # R (G, P, k²), float64: weights (…, P) @ R[g] are the copies of a kernel
+    # 'pixel', 'harmonic', 'wide', 'bilinear' or 'bicubic';
+    # None: 'pixel' where it is exact, else 'harmonic'
+    basis:str|None=None,
+)->Tensor:               # R (G, P, k²), float64: weights (…, P) @ R[g] are the copies
     "The linear map from the P weights of a kernel to its transformed copies."
     _check_group(group)
     _check_size(kernel_size)
@@ -156,16 +180,20 @@ def basis_operator(
     return _shuffle_lattice(group, BASES[basis](group, kernel_size), kernel_size)
 
 # %% ../nbs/layers/kernel.ipynb #8f0a06e6
+#| code-fold: show
 def _shuffle_lattice(group, R, k):
     "Replace copies that are lattice turns of an earlier copy by exact shuffles of it."
-    done, lattice = {}, [l for l in group.elements() if group.lattice[l]]
+    lattice = [l for l in group.elements() if group.lattice[l]]
+    done = {}
     for g in group.elements():
         if g in done: continue
         copy = R[g].unflatten(1, (k, k))
-        done |= {group.product(l, g): transform_image(copy, group.matrix(l)).flatten(1) for l in lattice}
+        for l in lattice:
+            done[group.product(l, g)] = transform_image(copy, group.matrix(l)).flatten(1)
     return torch.stack([done[g] for g in group.elements()])
 
 # %% ../nbs/layers/kernel.ipynb #3e739469
+#| code-fold: show
 def lifting_filters(
     weight:Tensor, # (C_out, C_in, P)
     R:Tensor,      # (G, P, k²)
@@ -173,9 +201,10 @@ def lifting_filters(
     "Every kernel in every pose: $L_g k$."
     _check_weight(weight, R, 3)
     (C_out, C_in, _), k = weight.shape, math.isqrt(R.shape[-1])
-    bank = weight.flatten(0, 1) @ R.movedim(0, 1).flatten(1)              # (C_out·C_in, G·k²), in one product
+    bank = weight.flatten(0, 1) @ R.movedim(0, 1).flatten(1)     # (C_out·C_in, G·k²)
     return bank.view(C_out, C_in, -1, k, k).transpose(1, 2).flatten(0, 1)
 
+# %% ../nbs/layers/kernel.ipynb #4b6e67c1
 def _check_operator(R):
     _check_tensor(R=R)
     if R.ndim != 3 or math.isqrt(R.shape[-1])**2 != R.shape[-1]:
@@ -192,12 +221,15 @@ def _check_weight(weight, R, axes):
                          f"got {tuple(weight.shape)}")
 
 # %% ../nbs/layers/kernel.ipynb #afe21973
-def relative_pose(group:FiniteGroup)->Tensor: # (G, G): row g, column h holds g⁻¹h
+def relative_pose(
+    group:FiniteGroup,
+)->Tensor: # (G, G): row g, column h holds g⁻¹h
     "Look-up table of relative poses."
     _check_group(group)
     return group.table[group.inverses]
 
 # %% ../nbs/layers/kernel.ipynb #097b2de2
+#| code-fold: show
 def group_filters(
     weight:Tensor,   # (C_out, C_in, G, P)
     R:Tensor,        # (G, P, k²)
@@ -212,7 +244,7 @@ def group_filters(
                          f"{len(R)} copies and a table {tuple(relative.shape)}; "
                          "make the table with relative_pose")
     first = torch.arange(0, C_in*G, G, device=weight.device)[:, None]
-    entry = first + relative[:, None]                     # (g, C_in, h), which kernel goes there
+    entry = first + relative[:, None]            # (g, C_in, h), which kernel goes there
     shuffled = weight.flatten(1, 2).index_select(1, entry.flatten())
     shuffled = shuffled.unflatten(1, (G, -1))             # (C_out, g, C_in·h, P)
     return (shuffled @ R).flatten(0, 1).unflatten(-1, (k, k))
@@ -222,7 +254,7 @@ def weight_std(
     fan:int,  # input channels that an output sees, poses included
     R:Tensor, # (G, P, k²)
 )->float:     # standard deviation of the weights
-    "Start so that a convolution followed by a ReLU keeps the power of a slow signal (after He et al. 2015, eq. 10)."
+    "To keep a slow signal's power through a ReLU (after He et al. 2015, eq. 10)."
     _check_whole(fan=fan)
     _check_operator(R)
     return math.sqrt(2/(fan*R.double().sum(-1).square().sum(1).mean().item()))

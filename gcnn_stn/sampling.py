@@ -8,17 +8,20 @@ __all__ = ['blur_pool', 'BlurPool2d', 'MaxBlurPool2d', 'Upsample2d']
 # %% ../nbs/layers/sampling.ipynb #40458b03
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .layer import _are_numbers, _check, _check_whole, _settled
+
+from .kernel import _check, _check_whole
+from .layout import _are_numbers, _settled
 
 # %% ../nbs/layers/sampling.ipynb #48bac6d4
+#| code-fold: show
 def _centred(size, stride):
-    "Is an even blur wanted, and how many pixels beyond the border, for the samples to sit in the middle?"
+    "For centred samples: is an even blur wanted, and how many pixels beyond the border?"
     rest = (size - 1) % stride
     even = rest % 2
     return even, (2*(stride - 1) + even - rest)//2
 
 def _continued(x, stride):
-    "A picture continued beyond its border, blurred with (1, 1)/2 in a direction that wants an even blur."
+    "A picture beyond its border, blurred with (1, 1)/2 where the blur must be even."
     H, W = x.shape[-2:]
     if not _are_numbers(H, W): return _continued_at_any_size(x, stride)
     (even_h, h), (even_w, w) = _centred(H, stride), _centred(W, stride)
@@ -27,14 +30,14 @@ def _continued(x, stride):
 
 def blur_pool(
     x:Tensor,     # images (B, C, H, W)
-    stride:int=2,
+    stride:int=2, # of the samples that are kept
 )->Tensor:        # (B, C, ⌈H/stride⌉, ⌈W/stride⌉)
-    "Blur and keep every `stride`-th pixel, from samples that sit in the middle of the image."
+    "Blur and keep every `stride`-th pixel, from samples in the middle of the image."
     return F.avg_pool2d(F.avg_pool2d(_continued(x, stride), stride, 1), stride)
 
 # %% ../nbs/layers/sampling.ipynb #61322cd3
 def _between(x, dim, size, stride):
-    "Means of neighbours along one axis where the blur must be even, else the picture itself."
+    "Means of neighbours where the blur along an axis must be even, else the picture."
     rest = (size - 1) % stride
     length = size + 2*(stride - 1) - rest
     first, second = (x.narrow(dim, rest//2 + shift, length) for shift in (0, rest % 2))
@@ -53,44 +56,61 @@ class _Resample(nn.Module):
     least = 1                                              # pixels that are needed
 
     def forward(self, x:Tensor)->Tensor: # (…, H, W) → (…, H', W')
-        _check(x.ndim in (4, 5), f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        rule = "an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted"
+        _check(x.ndim in (4, 5), f"{rule}, got {tuple(x.shape)}")
         H, W = x.shape[-2:]
         if _are_numbers(H, W) and min(H, W) < self.least:
-            raise ValueError(f"at least {self.least}×{self.least} pixels are wanted, got {H}×{W}; "
-                             "use a larger image or fewer such layers")
+            raise ValueError(f"at least {self.least}×{self.least} pixels are wanted, "
+                             f"got {H}×{W}; use a larger image or fewer such layers")
         maps = _settled(self.resample(_settled(x.flatten(1, -3))))  # (B, C·G, H', W')
         return maps.view(x.shape[:-2] + maps.shape[-2:])
 
 # %% ../nbs/layers/sampling.ipynb #2e88bf79
 class BlurPool2d(_Resample):
-    "Blur, then keep every `stride`-th pixel; exact under quarter turns at every size (after Zhang 2019)."
-    def __init__(self, stride:int=2): # at least 1; 1 changes nothing
+    "Blur, then keep every `stride`-th pixel; exact at every size (after Zhang 2019)."
+    def __init__(
+        self,
+        stride:int=2, # at least 1; 1 changes nothing
+    ):
         super().__init__()
-        _check_whole(stride=stride); self.stride = stride
+        _check_whole(stride=stride)
+        self.stride = stride
 
-    def resample(self, x): return blur_pool(x, self.stride) # (B, C, ⌈H/s⌉, ⌈W/s⌉)
+    def resample(self, x): # (B, C, ⌈H/s⌉, ⌈W/s⌉)
+        return blur_pool(x, self.stride)
+
     def extra_repr(self): return f'stride={self.stride}'
 
 class MaxBlurPool2d(BlurPool2d):
-    "The maximum of every window, blurred, of which every `stride`-th is kept; exact at every size (after Zhang 2019)."
-    def __init__(self, stride:int=2): # size of the windows, too
+    "The maximum of every window, blurred, every `stride`-th kept (after Zhang 2019)."
+    def __init__(
+        self,
+        stride:int=2, # size of the windows, too
+    ):
         super().__init__(stride)
         self.least = stride
 
-    def resample(self, x): return blur_pool(F.max_pool2d(x, self.stride, 1), self.stride) # (B, C, ⌊H/s⌋, ⌊W/s⌋)
+    def resample(self, x): # (B, C, ⌊H/s⌋, ⌊W/s⌋)
+        return blur_pool(F.max_pool2d(x, self.stride, 1), self.stride)
 
 # %% ../nbs/layers/sampling.ipynb #2e486f01
 class Upsample2d(_Resample):
     "Enlarge height and width by a whole factor; exact under quarter turns at every size."
-    def __init__(self, scale:int=2, mode:str='bilinear'): # mode: 'bilinear' or 'nearest'
+    def __init__(
+        self,
+        scale:int=2,           # how many times as high and as wide
+        mode:str='bilinear',   # or 'nearest'
+    ):
         super().__init__()
         _check_whole(scale=scale)
-        _check(mode in ('bilinear', 'nearest'), f"mode must be 'bilinear' or 'nearest', got {mode!r}")
+        known = mode in ('bilinear', 'nearest')
+        _check(known, f"mode must be 'bilinear' or 'nearest', got {mode!r}")
         self.scale, self.mode = scale, mode
 
     def resample(self, x): # (B, C, s·H, s·W)
         H, W = x.shape[-2:]
+        size = [self.scale*H, self.scale*W]
         corners = False if self.mode == 'bilinear' else None
-        return F.interpolate(x, [self.scale*H, self.scale*W], mode=self.mode, align_corners=corners)
+        return F.interpolate(x, size, mode=self.mode, align_corners=corners)
 
     def extra_repr(self): return f'scale={self.scale}, mode={self.mode!r}'

@@ -7,35 +7,54 @@ __all__ = ['GroupPointwise', 'DepthwiseGroupConv2d', 'SeparableGroupConv2d']
 
 # %% ../nbs/layers/separable.ipynb #9f7e4f0c
 import math
+
 import torch
 from torch import Tensor, nn
+
 from .cache import _transformed
 from .group import FiniteGroup
-from .kernel import lifting_filters
-from .layer import GroupConv2d, _GroupConvBase, _check_tensor, _is_open
+from .kernel import _check_tensor, lifting_filters
+from .layer import GroupConv2d, _GroupConvBase
+from .layout import _is_open
 
 # %% ../nbs/layers/separable.ipynb #8b7a660d
 class GroupPointwise(GroupConv2d):
-    "Mix channels and poses at each place: a group convolution with 1×1 kernels, (B, C, G, H, W) → (B, C', G, H, W)."
-    def __init__(self,
-        in_channels:int, out_channels:int,
+    "Mix channels and poses at each place: a group convolution with 1×1 kernels."
+    def __init__(
+        self,
+        in_channels:int,   # each of them in all poses
+        out_channels:int,  # likewise
         group:FiniteGroup, # the poses, of input and output
-        *, groups:int=1, bias:bool=True, device=None, dtype=None,
+        *,
+        groups:int=1,      # of channels, each mixed by itself
+        bias:bool=True,    # one number for each channel
+        device=None,       # of the weights
+        dtype=None,        # of the weights
     ):
-        super().__init__(in_channels, out_channels, 1, group, groups=groups, bias=bias, device=device, dtype=dtype)
+        options = dict(groups=groups, bias=bias, device=device, dtype=dtype)
+        super().__init__(in_channels, out_channels, 1, group, **options)
 
 # %% ../nbs/layers/separable.ipynb #7934cab8
 class DepthwiseGroupConv2d(_GroupConvBase):
-    "Convolve each channel and pose by itself, with the channel's kernel turned to that pose."
-    def __init__(self,
-        channels:int, kernel_size:int, # odd
-        group:FiniteGroup,             # the poses
-        *, stride:int=1, padding:int=0, dilation:int=1, bias:bool=True, # as in nn.Conv2d
-        basis:str|None=None, device=None, dtype=None,                   # as in GroupConv2d
+    "Convolve each channel and pose by itself, with the kernel turned to that pose."
+    def __init__(
+        self,
+        channels:int,      # of input and output
+        kernel_size:int,   # odd
+        group:FiniteGroup, # the poses
+        *,
+        stride:int=1,      # the options are those of nn.Conv2d
+        padding:int=0,     # with zeros
+        dilation:int=1,    # pixels from one weight of a kernel to the next
+        bias:bool=True,    # one number for each channel
+        basis:str|None=None, # as in GroupConv2d
+        device=None,       # of the weights
+        dtype=None,        # of the weights
     ):
-        super().__init__(channels, channels, kernel_size, group, stride, padding, dilation, channels, bias, basis,
-                         device, dtype, ())
-        self.groups = channels*group.order             # of the one conv2d: every map by itself
+        super().__init__(
+            channels, channels, kernel_size, group, stride, padding,
+            dilation, channels, bias, basis, device, dtype, ())
+        self.groups = channels*group.order         # of the one conv2d: every map by itself
 
     def filters(self)->Tensor: # (C·G, 1, k, k)
         "Every kernel in every pose, for `conv2d` with C·G groups."
@@ -44,7 +63,9 @@ class DepthwiseGroupConv2d(_GroupConvBase):
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
         _check_tensor(x=x)
         if x.ndim != 5 or x.shape[1:3] != (self.in_channels, self.group.order):
-            raise ValueError(f"a depthwise group convolution takes features (B, {self.in_channels}, {self.group.order}, H, W) on {self.group}, got {tuple(x.shape)}")
+            wanted = f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}"
+            raise ValueError(f"a depthwise group convolution takes features {wanted}, "
+                             f"got {tuple(x.shape)}")
         maps = x.flatten(1, 2)
         if x.is_cpu and not _is_open(x) and not _transformed(): return self._on_cpu(maps)
         return self._convolve(maps, self.cached_filters())
@@ -61,19 +82,31 @@ class DepthwiseGroupConv2d(_GroupConvBase):
 
 # %% ../nbs/layers/separable.ipynb #dc7f035c
 class SeparableGroupConv2d(nn.Module):
-    "Mix channels and poses, then look around: about k²/stride² times cheaper than `GroupConv2d` (Lengyel & van Gemert 2021)."
-    def __init__(self,
-        in_channels:int, out_channels:int,
+    "Mix channels and poses, then look around (after Lengyel & van Gemert 2021)."
+    def __init__(
+        self,
+        in_channels:int,   # each of them in all poses
+        out_channels:int,  # likewise
         kernel_size:int,   # odd
         group:FiniteGroup, # the poses, of input and output
-        *, stride:int=1, padding:int=0, dilation:int=1,                 # of the second step, as in nn.Conv2d
-        groups:int=1,                                                   # of channels, in the mixing
-        bias:bool=True, basis:str|None=None, device=None, dtype=None,   # as in GroupConv2d
+        *,
+        stride:int=1,      # of the second step, as in nn.Conv2d
+        padding:int=0,     # likewise, with zeros
+        dilation:int=1,    # likewise
+        groups:int=1,      # of channels, in the mixing
+        bias:bool=True,    # one number for each channel, in the second step
+        basis:str|None=None, # as in GroupConv2d
+        device=None,       # of the weights
+        dtype=None,        # of the weights
     ):
         super().__init__()
-        self.mix = GroupPointwise(in_channels, out_channels, group, groups=groups, bias=False, device=device, dtype=dtype)
-        self.spatial = DepthwiseGroupConv2d(out_channels, kernel_size, group, stride=stride, padding=padding, dilation=dilation,
-                                            bias=bias, basis=basis, device=device, dtype=dtype)
+        made = dict(device=device, dtype=dtype)
+        look = dict(stride=stride, padding=padding, dilation=dilation)
+        look |= dict(bias=bias, basis=basis)
+        self.mix = GroupPointwise(
+            in_channels, out_channels, group, groups=groups, bias=False, **made)
+        self.spatial = DepthwiseGroupConv2d(
+            out_channels, kernel_size, group, **look, **made)
         self.mix.std /= math.sqrt(2)                   # no ReLU follows the mixing
         self.mix.reset_parameters()
 

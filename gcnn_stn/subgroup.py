@@ -8,19 +8,22 @@ __all__ = ['cosets', 'CosetPool', 'act_on_cosets', 'quotient', 'Restrict']
 # %% ../nbs/layers/subgroup.ipynb #15e629b5
 from collections.abc import Iterable
 from numbers import Integral
+
 import torch
 from torch import Tensor, nn
+
 from .group import FiniteGroup, on_cpu, transform_image
 from .kernel import _check, _check_group, _check_tensor
-from .layer import REDUCE, _check_feature, _check_reduce, _settled
+from .layout import _check_feature, _settled
+from .pool import REDUCE, _check_reduce
 
 # %% ../nbs/layers/subgroup.ipynb #8c8482bf
 @on_cpu
 def cosets(
-    group:FiniteGroup,
+    group:FiniteGroup, # G
     elements:Iterable, # of a subgroup H
     side:str='left',   # 'left': gH, 'right': Hg
-)->Tensor:             # ([G:H], |H|): row i, column j holds rᵢ·hⱼ or hⱼ·rᵢ, with rᵢ the first element not seen before
+)->Tensor:             # ([G:H], |H|): row i holds rᵢ·hⱼ or hⱼ·rᵢ, rᵢ the first one left
     "The cosets of a subgroup, a row each."
     _check_group(group)
     _check(side in ['left', 'right'], f"side must be 'left' or 'right', got {side!r}")
@@ -34,6 +37,7 @@ def cosets(
         seen |= set(rows[-1].tolist())
     return torch.stack(rows)
 
+# %% ../nbs/layers/subgroup.ipynb #43ce2f60
 def _listed(elements):
     "As a list; a list of what, the group sees to."
     try: return list(elements)
@@ -49,11 +53,15 @@ class _Cosets(nn.Module):
         _check_group(group)
         self.group, self.elements, self.side = group, _listed(elements), side
         self.subgroup = group.subgroup(self.elements)
-        self.register_buffer('table', cosets(group, self.elements, side).to(torch.get_default_device()), persistent=False)  # ([G:H], |H|)
+        table = self._table_on(torch.get_default_device())        # ([G:H], |H|)
+        self.register_buffer('table', table, persistent=False)
+
+    def _table_on(self, device):
+        return cosets(self.group, self.elements, self.side).to(device)
 
     def _apply(self, fn, recurse=True):
         device = super()._apply(fn, recurse).table.device
-        self.table = cosets(self.group, self.elements, self.side).to(device)
+        self.table = self._table_on(device)
         return self
 
     def sorted(self, x): # (B, C, G, H, W) → (B, C, [G:H], |H|, H, W)
@@ -62,8 +70,7 @@ class _Cosets(nn.Module):
             wanted = f"a feature (B, C, {self.group.order}, H, W) on {self.group}"
             raise ValueError(f"{wanted} is wanted, got {tuple(x.shape)}")
         table = self.table
-        if table.device != x.device:
-            table = cosets(self.group, self.elements, self.side).to(x.device)
+        if table.device != x.device: table = self._table_on(x.device)
         return _settled(x)[:, :, table]
 
     def extra_repr(self): return f'{self.group}, {self.elements}'
@@ -71,8 +78,9 @@ class _Cosets(nn.Module):
 # %% ../nbs/layers/subgroup.ipynb #4d96001b
 class CosetPool(_Cosets):
     "Pool over the left cosets of a subgroup: a feature on G becomes a feature on G/H."
-    def __init__(self,
-        group:FiniteGroup,
+    def __init__(
+        self,
+        group:FiniteGroup, # G
         elements:Iterable, # of the subgroup H whose poses are forgotten
         reduce:str='max',  # 'max' or 'mean'
     ):
@@ -80,19 +88,28 @@ class CosetPool(_Cosets):
         _check_reduce('reduce', reduce)
         self.reduce = reduce
 
-    def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, [G:H], H, W), cosets ordered as by cosets()
+    def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, [G:H], H, W)
         return REDUCE[self.reduce](self.sorted(x), 3)
 
 # %% ../nbs/layers/subgroup.ipynb #4a54683b
 def act_on_cosets(
-    group:FiniteGroup,
+    group:FiniteGroup, # G
     elements:Iterable, # of the subgroup H
     g:int,             # which element of the group acts
     x:Tensor,          # feature on the left cosets (B, C, [G:H], H, W)
     mode:str='bilinear', # interpolation off the lattice
-)->Tensor:
+)->Tensor:             # likewise
     "The left action on features on G/H: turn the pictures, and move coset rH to g·rH."
     rows = cosets(group, elements)
+    _check_action(group, rows, g, x, mode)
+    place = torch.empty(group.order, dtype=torch.long)
+    place[rows] = torch.arange(len(rows))[:, None].expand_as(rows)   # element → its coset
+    source = place[group.table[group.inverse(g), rows[:, 0]]]        # rH ↦ g⁻¹rH
+    maps = x[:, :, source.to(x.device)].flatten(1, 2)
+    return transform_image(maps, group.matrix(g), mode).unflatten(1, (-1, len(rows)))
+
+# %% ../nbs/layers/subgroup.ipynb #69750655
+def _check_action(group, rows, g, x, mode):
     ok = isinstance(g, Integral) and not isinstance(g, bool) and g in group.elements()
     rule = f"g must be an element of {group}, a number from 0 to {group.order - 1}"
     _check(ok, f"{rule}, got {g!r}")
@@ -102,35 +119,35 @@ def act_on_cosets(
     if x.ndim != 5 or x.shape[2] != len(rows):
         wanted = f"a feature (B, C, {len(rows)}, H, W) on cosets"
         raise ValueError(f"{wanted} is wanted, got {tuple(x.shape)}")
-    place = torch.empty(group.order, dtype=torch.long)
-    place[rows] = torch.arange(len(rows))[:, None].expand_as(rows)            # element → its coset
-    x = x[:, :, place[group.table[group.inverse(g), rows[:, 0]]].to(x.device)]  # rH ↦ g⁻¹rH
-    return transform_image(x.flatten(1, 2), group.matrix(g), mode).unflatten(1, (-1, len(rows)))
 
 # %% ../nbs/layers/subgroup.ipynb #d0b66dfe
 @on_cpu
 def quotient(
-    group:FiniteGroup,
+    group:FiniteGroup, # G
     elements:Iterable, # of a normal subgroup H
 )->FiniteGroup:        # on the cosets, ordered as by cosets(); it leaves the plane alone
-    "The quotient group G/H; a `ValueError` names an element that shows that H isn't normal."
+    "The quotient group G/H; a `ValueError` names an element that shows H isn't normal."
     elements = _listed(elements)
     rows = cosets(group, elements)
     place = {g: i for i, row in enumerate(rows.tolist()) for g in row}
     for g in group.elements():
         for h in elements:
             if place[group.product(h, g)] != place[g]:
-                raise ValueError(f"only a normal subgroup has a quotient group: {h}·{g} is not in {g}·{elements}")
+                raise ValueError("only a normal subgroup has a quotient group: "
+                                 f"{h}·{g} is not in {g}·{elements}")
     first = rows[:, 0].tolist()
     table = [[place[group.product(g, h)] for h in first] for g in first]
-    return FiniteGroup(table, torch.eye(2).expand(len(rows), 2, 2), f'{group}/{elements}')
+    still = torch.eye(2).expand(len(rows), 2, 2)
+    return FiniteGroup(table, still, f'{group}/{elements}')
 
 # %% ../nbs/layers/subgroup.ipynb #d7ee820d
+#| code-fold: show
 class Restrict(_Cosets):
-    "See a feature on G as features on a subgroup H, which is all that is respected from here on."
-    def __init__(self,
-        group:FiniteGroup,
-        elements:Iterable, # of the subgroup H, in the order of its poses; the group of what follows is .subgroup
+    "See a feature on G as features on a subgroup H, all that is respected from here on."
+    def __init__(
+        self,
+        group:FiniteGroup, # G
+        elements:Iterable, # of H, in the order of its poses; what follows is on .subgroup
     ):
         super().__init__(group, elements, 'right')
 

@@ -12,7 +12,7 @@ from torch.nn.utils import remove_weight_norm, spectral_norm, weight_norm
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 from torch.utils.checkpoint import checkpoint
 
-import gcnn_stn.cache, gcnn_stn.layer, gcnn_stn.separable
+import gcnn_stn.cache, gcnn_stn.layer, gcnn_stn.layout, gcnn_stn.norm, gcnn_stn.separable
 from gcnn_stn.group import CyclicGroup, DihedralGroup
 from gcnn_stn.kernel import basis_operator
 from gcnn_stn.layer import Downsample2d, GroupAvgPool2d, GroupDropout, GroupMaxPool2d
@@ -171,7 +171,8 @@ GRADIENTS = [PLAIN, by_pixel, backwards]        # what comes back
 def plain():
     "In here nothing takes a fast path."
     with ExitStack() as stack:
-        for part in (gcnn_stn.cache, gcnn_stn.layer, gcnn_stn.separable):
+        parts = [gcnn_stn.cache, gcnn_stn.layer, gcnn_stn.layout, gcnn_stn.norm, gcnn_stn.separable]
+        for part in parts:
             stack.enter_context(mock.patch.object(part, '_transformed', lambda: True))
         yield
 
