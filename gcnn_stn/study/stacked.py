@@ -17,9 +17,11 @@ from torch.func import functional_call
 
 from ..data import rotate, _scaled
 from ..model import unwrapped
-from .train import (Speed, TrainConfig, _bar, _Best, _check_calls, _check_fit,
-                            _check_kinds, _computing, _large_enough, _Log, _ready, _seeded,
-                            _Steps, _valid_angles, make_optimizer, pick_device, visits)
+from .config import _check_kinds, _computing, make_optimizer
+from .judge import pick_device
+from .train import (_Best, _Log, Speed, _Steps, TrainConfig, _bar,
+                                  _check_calls, _check_fit, _large_enough, _ready, _seeded,
+                                  _valid_angles, visits)
 
 # %% ../../nbs/study/stacked.ipynb #917c9952
 def _stacked(states, k): return torch.stack([state[k].detach() for state in states])
