@@ -40,16 +40,17 @@ def _batches(
 )->list:             # of index tensors
     "Cut `order` into batches; the last may be smaller, but not a single image."
     batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size: batches[-2:] = [torch.cat(batches[-2:])]
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
 # %% ../../nbs/study/train.ipynb #49d6ac44
 def visits(
-    n:int,         # images
-    config:TrainConfig,
-    generator:torch.Generator,
-    device='cpu',
-)->list:           # pairs: indices (B,), degrees (B,) or None
+    n:int,                       # images
+    config:TrainConfig,          # its batch size, and whether images are turned
+    generator:torch.Generator,   # of order and angles
+    device='cpu',                # where indices and angles are wanted
+)->list:                         # pairs: indices (B,), degrees (B,) or None
     "One epoch: which images go together, and how far each is turned."
     _check_kinds(config=(config, TrainConfig), generator=(generator, torch.Generator))
     if not _whole(1)(n): raise ValueError(f"n must be a positive integer, got {n!r}")
@@ -71,14 +72,16 @@ def _seeded(seed, device):
 # %% ../../nbs/study/train.ipynb #f67bb3c6
 def _place():
     "This process's number, and how many there are."
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    if not (dist.is_available() and dist.is_initialized()): return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 @contextmanager
 def distributed():
-    "Join the processes that `torchrun` has started, if it has; gives this one's number and how many there are."
+    "Join the processes of `torchrun`, if any; gives this one's number, and of how many."
     joins = {'WORLD_SIZE', 'MASTER_ADDR'} <= {*os.environ} and not dist.is_initialized()
     cuda = torch.cuda.is_available()
-    if joins and cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+    if joins and cuda:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
     if joins: dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
     try: yield _place()
     finally:
@@ -86,13 +89,16 @@ def distributed():
 
 # %% ../../nbs/study/train.ipynb #0a764e56
 def _sum_over_processes(params, loss, right):
-    "Add up gradients, loss and number read right; a process that had no images passes no gradients."
-    used = torch.tensor([p.grad is not None for p in params], device=loss.device)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params] + [used, loss, right]
+    "Add up gradients, loss and number read right; some processes may have no gradients."
+    has_grad = [p.grad is not None for p in params]
+    used = torch.tensor(has_grad, device=loss.device)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    parts = [*grads, used, loss, right]
     flat = torch.cat([part.reshape(-1).to(params[0].dtype) for part in parts])
     dist.all_reduce(flat)
     *grads, used, loss, right = flat.split([part.numel() for part in parts])
-    for p, g, u in zip(params, grads, used): p.grad = g.view_as(p) if p.grad is not None or u > 0 else None
+    for p, g, u in zip(params, grads, used):
+        p.grad = g.view_as(p) if p.grad is not None or u > 0 else None
     return loss[0], right[0]
 
 @torch.no_grad()
@@ -117,14 +123,16 @@ def _differentiate(forward, x, y, degrees, turn, config, share):
 def _step(forward, data, idx, degrees, turn, optimizer, scheduler, config):
     "One step on the images `idx`, shared out; loss and number are of all."
     (x, y), (rank, world), n = data, _place(), len(idx)
-    idx, degrees = idx[rank::world], degrees if degrees is None else degrees[rank::world]
+    idx = idx[rank::world]
+    if degrees is not None: degrees = degrees[rank::world]
     optimizer.zero_grad()
     loss = right = torch.zeros((), device=x.device)
     if len(idx):
         share = len(idx)/n
         loss, right = _differentiate(forward, x[idx], y[idx], degrees, turn, config, share)
     if world > 1:
-        loss, right = _sum_over_processes(optimizer.param_groups[0]['params'], loss, right)
+        params = optimizer.param_groups[0]['params']
+        loss, right = _sum_over_processes(params, loss, right)
     optimizer.step()
     scheduler.step()
     return loss, right
@@ -160,8 +168,11 @@ def _check_finite(loss, rates, since):
     bad = loss.isfinite().logical_not().nonzero()
     if len(bad):
         i = bad[0, 0].item()
-        raise FloatingPointError(f"loss must stay finite, got {loss[tuple(bad[0])].item()} at step {since + i + 1} of the epoch, where the "
-                                 f"learning rate was {rates[since + i]:.2g}; lower `lr`, or look for nan in images and weights")
+        raise FloatingPointError(
+            f"loss must stay finite, got {loss[tuple(bad[0])].item()} at step "
+            f"{since + i + 1} of the epoch, where the learning rate was "
+            f"{rates[since + i]:.2g}; "
+            "lower `lr`, or look for nan in images and weights")
 
 # %% ../../nbs/study/train.ipynb #859f14c5
 @dataclass
@@ -172,10 +183,13 @@ class _Steps:
     on_step:object=None
     done:int=0
 
-    def add(self): self.done += 1; self.bar.update()
+    def add(self):
+        self.done += 1
+        self.bar.update()
 
     def tell(self, loss, accuracy):
-        self.bar.set_postfix_str(f'loss {loss:.3f}, accuracy {accuracy:.3f}', refresh=False)
+        text = f'loss {loss:.3f}, accuracy {accuracy:.3f}'
+        self.bar.set_postfix_str(text, refresh=False)
         if self.on_step is not None: self.on_step(self.done, self.total)
 
 # %% ../../nbs/study/train.ipynb #5ee82ec4
@@ -191,7 +205,8 @@ def _large_enough(size):
 
 def _train_epoch(forward, data, config, optimizer, scheduler, order, poses, steps):
     "Visit each image once; returns mean loss, accuracy and the last learning rate."
-    log, every, batches = _Log(), 20, visits(len(data[0]), config, order, data[0].device)
+    log, every = _Log(), 20
+    batches = visits(len(data[0]), config, order, data[0].device)
     turns = _turns(len(batches), config, poses)
     for i, ((idx, degrees), turn) in enumerate(zip(batches, turns), start=1):
         lr = optimizer.param_groups[0]['lr']
@@ -312,26 +327,32 @@ def _validate(model, valid, config, generator):
 # %% ../../nbs/study/train.ipynb #919d2371
 def _logged_equivariance(model, x, config):
     "On the first 200 images."
-    return measure_equivariance(model, x[:200], config.equivariance, config.equivariance_layer, mean=config.mean, std=config.std)
+    order, layer = config.equivariance, config.equivariance_layer
+    return measure_equivariance(model, x[:200], order, layer,
+                                mean=config.mean, std=config.std)
 
 def _judge(model, train, valid, config, generator):
     "What a record says of the network after an epoch."
     found = dict(valid_accuracy=_validate(model, valid, config, generator))
-    if config.equivariance: found['equivariance'] = _logged_equivariance(model, (valid or train)[0], config)
+    if config.equivariance:
+        found['equivariance'] = _logged_equivariance(model, (valid or train)[0], config)
     return found
 
 # %% ../../nbs/study/train.ipynb #04013638
 def _run(model, forward, train, valid, config, best, steps, on_epoch):
     "Epoch after epoch; yields a record of each."
-    order, exam, poses = (torch.Generator().manual_seed(config.seed + offset) for offset in (0, 0, 1 << 40))
+    offsets = 0, 0, 1 << 40
+    order, exam, poses = (torch.Generator().manual_seed(config.seed + k) for k in offsets)
     optimizer, scheduler = make_optimizer(model, config, steps.total)
     _same_everywhere(model)
     for epoch in range(1, config.epochs + 1):
         steps.bar.set_description(f'epoch {epoch}/{config.epochs}')
-        model.train(); start = time.perf_counter()
-        record = dict(epoch=epoch) | _train_epoch(forward, train, config, optimizer, scheduler, order, poses, steps)
+        model.train()
+        start = time.perf_counter()
+        trained = _train_epoch(forward, train, config, optimizer, scheduler,
+                               order, poses, steps)
         _same_everywhere(model)
-        record |= _judge(model, train, valid, config, exam)
+        record = dict(epoch=epoch) | trained | _judge(model, train, valid, config, exam)
         best.update(epoch, record['valid_accuracy'])
         record['seconds'] = time.perf_counter() - start
         if on_epoch is not None: on_epoch(record)
@@ -369,7 +390,7 @@ def fit(
     model:nn.Module,         # maps images (B, C, H, W) to logits (B, K); trained in place
     train:tuple,             # images (N, C, H, W), uint8 or in [0, 1]; int64 labels (N,)
     valid:tuple=None,        # likewise; decides which weights are best
-    config:TrainConfig=TrainConfig(),
+    config:TrainConfig=TrainConfig(), # what to do
     *, device=None,          # None: the model's, 'auto': the best there is
     speed:Speed=Speed(),     # of the training; validation is always plain
     progress=True,           # show a bar; a dict goes on to tqdm
