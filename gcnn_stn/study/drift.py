@@ -57,7 +57,8 @@ def _check_layer(name, layer, model):
                          f"there are {', '.join(names[:20])}")
 
 # %% ../../nbs/study/drift.ipynb #a3e303fd
-def _channel_mean(y): return y.mean([d for d in range(y.ndim) if d != 1], keepdim=True)
+def _channel_mean(y):
+    return y.mean([d for d in range(y.ndim) if d != 1], keepdim=True)
 
 @functools.cache
 def _rotations(order):
@@ -87,13 +88,15 @@ def _check_poses(model, group):
 # %% ../../nbs/study/drift.ipynb #066010d0
 @torch.no_grad()
 def measure_equivariance(
-    model:nn.Module,     # maps (B, C, H, W) to logits; moved to device
-    x:Tensor,            # images (N, C, H, W), uint8 or in [0, 1]; one is compared with 0
+    model:nn.Module,         # maps (B, C, H, W) to logits; moved to device
+    x:Tensor,                # images (N, C, H, W), uint8 or in [0, 1]
     order:int|FiniteGroup=8, # n: rotations by multiples of 360°/n; or a group
-    layer:str|None=None, # that puts out images, group features or vectors; None: the logits
-    *, batch_size:int=100, device=None, # as for predict
-    mean:float|tuple=None, std:float|tuple=None, # None: the model's, or those of x
-)->float:                # 0: exact
+    layer:str|None=None,     # puts out images, group features or vectors; None: logits
+    *, batch_size:int=100,   # as for predict
+    device=None,             # as for predict
+    mean:float|tuple=None,   # of the pixels; None: the model's, or that of x
+    std:float|tuple=None,    # the same
+)->float:                    # 0: exact
     "Relative error of a network in evaluation mode, mean over elements but the identity."
     device, group = _check_how(model, batch_size, device, Speed()), _group(order)
     _check_images('x', x)
@@ -108,11 +111,13 @@ def measure_equivariance(
         def answer(part):
             part = _seen(part, None, mean, std, dtype, device)
             return _ask(lambda x: tap(x)[1], part)
+
         def f(x):
             answers = [answer(part) for part in x.split(batch_size)]
             return torch.cat(answers).to(x.dtype)
+
         x = _unit(x, dtype).to(device)
-        centre = _channel_mean(f(x)) if len(x) > 1 else 0.
+        centre = _channel_mean(f(x)) if len(x) > 1 else 0.   # one image is compared with 0
         moves = [g for g in group.elements() if g != group.identity]
         return equivariance_error(lambda x: f(x) - centre, group, x, moves).mean().item()
 
