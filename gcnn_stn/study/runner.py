@@ -6,6 +6,7 @@
 __all__ = ['REFUSED', 'claims', 'run_missing']
 
 # %% ../../nbs/study/runner.ipynb #403213e8
+import itertools
 import sys
 import time
 from contextlib import contextmanager
@@ -20,9 +21,12 @@ from .engine import _check_import, inline
 from .record import PLACES, Failure, write_failure, write_result
 
 # %% ../../nbs/study/runner.ipynb #6c2ae720
+#| code-fold: show
 @contextmanager
-def claims(out):
-    "Gives a function that tries to claim a run, and one that lets go of it; at the end all are let go."
+def claims(
+    out,   # folder of records
+):         # a context: a function that tries to claim a run, and one that lets go of it
+    "Claim runs by their id; at the end all are let go."
     held, folder = {}, user_path(out)/'locks'
     def claim(id):
         lock = FileLock(folder/f'{id}.lock')
@@ -30,7 +34,9 @@ def claims(out):
         except (Timeout, OSError): return False   # another's; or the disk is full just now
         held[id] = lock
         return True
+
     def release(id): held.pop(id).release()
+
     folder.mkdir(parents=True, exist_ok=True)
     try: yield claim, release
     finally:
@@ -112,40 +118,46 @@ def _claimed(units, is_missing, claim, release):
     "The units, or what is missing of them, as far as nobody else has claimed them."
     for unit in units:
         mine = [run for run in unit if claim(run.id)]
-        wanted = tuple(run for run in mine if is_missing(run))   # another may have just done it
+        wanted = tuple(run for run in mine if is_missing(run))   # or another has just done it
         for run in mine:
             if run not in wanted: release(run.id)
         if wanted: yield wanted
 
 def _parts(unit, apart):
+    "The unit, or its runs one by one if they are to be tried apart."
     return [(run,) for run in unit] if any(run.id in apart for run in unit) else [unit]
 
 def _check_places(units, out):
     "Refuse now, and not after an hour, what can't be written then."
     for place in PLACES: check_writable(place(out, 'probe'))
     check_writable(user_path(out)/'locks'/'probe')
-    for unit in units:
-        for path in (place(out, run.id) for run in unit for place in PLACES):
-            if path.exists() and not path.is_file():
-                raise ValueError(f"{str(path)!r} must be a file, for a run will write it, "
-                                 "got something else; move it away")
+    runs = [run for unit in units for run in unit]
+    for run, place in itertools.product(runs, PLACES):
+        path = place(out, run.id)
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{str(path)!r} must be a file, for a run will write it, "
+                             "got something else; move it away")
 
 # %% ../../nbs/study/runner.ipynb #0913ccfa
 def run_missing(
-    units:list,      # tuples of runs, each with an id, that are done together
-    work,            # function: unit, report → list of Result
-    out,             # folder of records
-    is_missing,      # function: run → whether its record is wanting
-    *, engine=inline, cost=len, # cost: function: unit → how much work it is
-    progress:bool=True, retry:float=5.,
-)->dict:             # id → Failure of the runs that failed
+    units:list,         # tuples of runs, each with an id, that are done together
+    work,               # function: unit, report → list of Result
+    out,                # folder of records
+    is_missing,         # function: run → whether its record is wanting
+    *, engine=inline,   # where the work is done
+    cost=len,           # function: unit → how much work it is
+    progress:bool=True, # show bars
+    retry:float=5.,     # seconds, when the disk is full
+)->dict:                # id → Failure of the runs that failed
     "Do all that is missing."
     _check_places(units, out)
-    failed, apart, board = {}, set(), _Board(units, cost, progress and len(units) > 0)
+    failed, apart = {}, set()
+    board = _Board(units, cost, progress and len(units) > 0)
     def is_todo(run): return run.id not in failed and is_missing(run)
     def todo():
         parts = [part for unit in units for part in _parts(unit, apart)]
         return [part for part in parts if any(map(is_todo, part))]
+
     try:
         while left := todo():
             _check_import()

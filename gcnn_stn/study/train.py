@@ -108,6 +108,7 @@ def _same_everywhere(model):
         for t in (*model.parameters(), *model.buffers()): dist.broadcast(t.detach(), 0)
 
 # %% ../../nbs/study/train.ipynb #7f142e64
+#| code-fold: show
 def _differentiate(forward, x, y, degrees, turn, config, share):
     "Predict, measure, differentiate; the loss times `share`, and the number read right."
     if turn: logits, apart = _penalized(forward, x, degrees, turn, config)
@@ -339,6 +340,7 @@ def _judge(model, train, valid, config, generator):
     return found
 
 # %% ../../nbs/study/train.ipynb #04013638
+#| code-fold: show
 def _run(model, forward, train, valid, config, best, steps, on_epoch):
     "Epoch after epoch; yields a record of each."
     offsets = 0, 0, 1 << 40
