@@ -140,7 +140,8 @@ def _early_death(process):
     code = process.exitcode
     if code is None or code < 0: return _death(process)
     raise ValueError("processes must be able to import their script and their work, got "
-                     f"one that ended with status {code} before it began; {GUARD}") from None
+                     f"one that ended with status {code} before it began; "
+                     f"{GUARD}") from None
 
 # %% ../../nbs/study/engine.ipynb #16d3fd5e
 def _listen(pipe, unit, process, report, greeted):

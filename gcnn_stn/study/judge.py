@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data import _prepare, on_cpu
 from ..model import Normalized, _unit, known_statistics, unwrapped, weights_dtype
 from .config import _RULES, Speed, _check_kinds, _computing
-from .data import pixel_statistics
+from .images import pixel_statistics
 
 # %% ../../nbs/study/judge.ipynb #71f8c825
 @contextmanager

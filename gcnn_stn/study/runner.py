@@ -118,7 +118,7 @@ def _claimed(units, is_missing, claim, release):
     "The units, or what is missing of them, as far as nobody else has claimed them."
     for unit in units:
         mine = [run for run in unit if claim(run.id)]
-        wanted = tuple(run for run in mine if is_missing(run))   # or another has just done it
+        wanted = tuple(run for run in mine if is_missing(run))   # another may have done it
         for run in mine:
             if run not in wanted: release(run.id)
         if wanted: yield wanted

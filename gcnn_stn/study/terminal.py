@@ -40,7 +40,8 @@ class _Patient:
     def _handle_by(self, errors):
         if hasattr(self.stream, 'reconfigure'): self.stream.reconfigure(errors=errors)
 
-    def __getattr__(self, name): return getattr(self.stream, name)   # all else is the stream's
+    def __getattr__(self, name):   # all else is the stream's
+        return getattr(self.stream, name)
 
     def write(self, text): return self._try(lambda: self.stream.write(text))
 
