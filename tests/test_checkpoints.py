@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-import gcnn_stn.study.train as trainer
-from gcnn_stn.study.train import (TrainConfig, check_writable, checkpoint_bytes, fit,
-                            load_checkpoint, predict, save_checkpoint, write_atomically)
+import gcnn_stn.study.checkpoint as checkpoint
+from gcnn_stn.study.checkpoint import (check_writable, checkpoint_bytes, load_checkpoint,
+                                       save_checkpoint, write_atomically)
+from gcnn_stn.study.train import TrainConfig, fit, predict
 
 
 class Net(nn.Module):
@@ -170,7 +171,7 @@ def test_no_path(write):
 
 def killed(path):
     "A process that was killed while it wrote, and the name of what it left."
-    code = ("import os, signal, sys; from gcnn_stn.study.train import write_atomically; "
+    code = ("import os, signal, sys; from gcnn_stn.study.checkpoint import write_atomically; "
             "os.fsync = lambda f: os.kill(os.getpid(), signal.SIGKILL); "
             "write_atomically(sys.argv[1], b'half')")
     before = {*os.listdir(path.parent)}
@@ -183,7 +184,7 @@ def test_abandoned(tmp_path):
     "The next writer takes it away, for whatever file; what others may be writing stays."
     left = killed(tmp_path/'a')
     host, pid, number, part = left[1:].split('.')
-    assert part == 'part' and host == trainer._HOST
+    assert part == 'part' and host == checkpoint._HOST
     stays = {f'.elsewhere.{pid}.0.part', f'{host}.{pid}.0.part', f'.{host}.x.0.part',
              'a.part', f'.{host}.{os.getppid()}.0.part', f'.{host}.1.0.part'}
     formerly = f'.{host}.{os.getpid()}.123456.part'   # of a process that had our number

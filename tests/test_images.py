@@ -12,8 +12,9 @@ from gcnn_stn.fold import fold
 from gcnn_stn.group import CyclicGroup
 from gcnn_stn.model import CNN, GCNN, STCNN, Normalized, published_gcnn
 from gcnn_stn.study.stacked import fit_stacked
-from gcnn_stn.study.train import (Speed, TrainConfig, evaluate, fit, load_checkpoint,
-                            measure_equivariance, predict, save_checkpoint)
+from gcnn_stn.study.checkpoint import load_checkpoint, save_checkpoint
+from gcnn_stn.study.drift import measure_equivariance
+from gcnn_stn.study.train import Speed, TrainConfig, evaluate, fit, predict
 
 
 def photos(n=120, channels=3, size=14, seed=0):

@@ -14,10 +14,10 @@ import torch
 
 import gcnn_stn.study.grid as study
 from book import ROOT
-from gcnn_stn.study.runner import epochs_path, record_path, weights_path, write_result
+from gcnn_stn.study.record import epochs_path, record_path, weights_path, write_result
 from gcnn_stn.study.grid import (GRIDS, RECORD, all_records, is_missing, load_run, main, read_records, record_fault, run_grid,
                             run_unit, select, why_missing)
-from gcnn_stn.study.train import checkpoint_bytes
+from gcnn_stn.study.checkpoint import checkpoint_bytes
 
 TOY = dict(dataset='digits', digits=60, epochs=1, test=50)
 RUNS = select(GRIDS['quick'].runs(**TOY), 'contender=cnn')

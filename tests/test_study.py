@@ -275,7 +275,9 @@ def test_bad_arguments(tmp_path):
 
 SCRIPT = """
 import multiprocessing, sys
-from gcnn_stn.study.runner import processes, record_path, run_missing
+from gcnn_stn.study.engine import processes
+from gcnn_stn.study.record import record_path
+from gcnn_stn.study.runner import run_missing
 from chores import Chore, do
 
 {before}
@@ -287,7 +289,7 @@ def study(out={out!r}):
 """
 CHORES = """
 from dataclasses import dataclass
-from gcnn_stn.study.runner import Result
+from gcnn_stn.study.record import Result
 
 @dataclass(frozen=True)
 class Chore: id:str

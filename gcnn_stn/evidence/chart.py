@@ -18,7 +18,7 @@ from .figure import Evidence, drawing, find, label, left_over
 from ..group import CyclicGroup, act
 from ..kernel import basis_operator, harmonics, rings
 from ..stn import SpatialTransformer
-from ..study.runner import record_path
+from ..study.record import record_path
 from ..study.grid import CONTENDERS, load_data, plot_by_angle
 from ..study.style import look
 

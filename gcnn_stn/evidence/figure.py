@@ -19,11 +19,11 @@ import torch
 from matplotlib.patheffects import withStroke
 from safetensors.torch import load_file
 from ..data import MNIST_MEAN, MNIST_STD, normalize, random_angles, rotate, unit_range, user_path
-from ..study.runner import weights_path
+from ..study.record import weights_path
 from ..stn import SpatialTransformer
 from ..study.grid import CONTENDERS, GRIDS, Run, embeddings_path, is_missing, load_data, load_run, read_records, select, tidy
 from ..study.style import look, style
-from ..study.train import pick_device
+from ..study.judge import pick_device
 
 # %% ../../nbs/evidence/figure.ipynb #222d3f70
 class Evidence:

@@ -16,10 +16,11 @@ from tqdm import tqdm
 from . import turning, chart, table   # their drawings join the list
 from ..data import user_path
 from .figure import DRAWINGS, Evidence, command, notes
-from ..study.runner import command_line, csv_bytes
+from ..study.record import csv_bytes
+from ..study.terminal import command_line
 from ..study.grid import markdown
 from ..study.style import save_figure
-from ..study.train import check_writable, write_atomically
+from ..study.checkpoint import check_writable, write_atomically
 
 # %% ../../nbs/evidence/gallery.ipynb #b1e17e3e
 def write(

@@ -22,7 +22,7 @@ from ..data import MNIST_MEAN, MNIST_STD, mnist, normalize, rotate
 from .figure import Evidence, find, label
 from ..group import CyclicGroup, act
 from ..kernel import basis_operator
-from ..study.train import write_atomically
+from ..study.checkpoint import write_atomically
 
 # %% ../../nbs/play.ipynb #e3325586
 SCRIPT = """

@@ -31,10 +31,11 @@ from ..fold import fold
 from ..group import CyclicGroup
 from ..layer import Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d, GroupLayerNorm, GroupMaxPool2d, LiftingConv2d
 from ..model import GCNN, published_gcnn
-from ..study.runner import command_line
+from ..study.terminal import command_line
 from ..separable import SeparableGroupConv2d
 from ..stn import LocalizationNet, SpatialTransformer, published_transformer
-from ..study.train import Speed, TrainConfig, check_writable, fit, write_atomically
+from ..study.checkpoint import check_writable, write_atomically
+from ..study.train import Speed, TrainConfig, fit
 
 # %% ../../nbs/evidence/race.ipynb #daf91719
 @dataclass(frozen=True)

@@ -48,17 +48,21 @@ from .data import load_dataset
 from ..group import CyclicGroup, DihedralGroup
 from ..model import (CNN, GCNN, STCNN, count_flops, count_parameters, published_gcnn,
                             published_stcnn)
-from .runner import (RecordWarning, Result, command_line, csv_bytes, epochs_path,
-                             failure_path, follow, inline, json_bytes, on_ray, processes,
-                             processors, read_record, record_path, run_missing, tell, together,
-                             weights_path)
+from .engine import (follow, inline, on_ray, processes, processors, tell,
+                                   together)
+from .record import (RecordWarning, Result, csv_bytes, epochs_path,
+                                   failure_path, json_bytes, read_record, record_path,
+                                   weights_path)
+from .runner import run_missing
+from .terminal import command_line
 from .stacked import fit_stacked
 from .statistics import (compare_table, confusion_matrix, format_table, interval,
                                  six_nine_share)
 from .style import look, save_figure, style
-from .train import (Speed, TrainConfig, _read_checkpoint, check_writable,
-                            checkpoint_bytes, distributed, fit, load_checkpoint, pick_device,
-                            predict, write_atomically)
+from .checkpoint import (check_writable, checkpoint_bytes, load_checkpoint,
+                                       _read_checkpoint, write_atomically)
+from .judge import pick_device
+from .train import Speed, TrainConfig, distributed, fit, predict
 
 # %% ../../nbs/study/grid.ipynb #8b14facb
 MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': lambda order, mirrors=False, **kw: GCNN((DihedralGroup if mirrors else CyclicGroup)(order), **kw),

@@ -17,12 +17,11 @@ from torch.func import functional_call
 
 from ..data import rotate, _scaled
 from ..model import unwrapped
-from .train import (Speed, TrainConfig, _bar, _Best, _check_calls, _check_fit,
-                            _check_kinds, _computing, _large_enough, _Log, _ready, _seeded,
-                            _Steps, _valid_angles, make_optimizer, pick_device, visits)
-
-# %% ../../nbs/study/stacked.ipynb #917c9952
-def _stacked(states, k): return torch.stack([state[k].detach() for state in states])
+from .config import _check_kinds, _computing, make_optimizer
+from .judge import pick_device
+from .train import (_Best, _Log, Speed, _Steps, TrainConfig, _bar,
+                                  _check_calls, _check_fit, _large_enough, _ready, _seeded,
+                                  _valid_angles, visits)
 
 # %% ../../nbs/study/stacked.ipynb #e15431cd
 class Stack(nn.Module):
@@ -47,7 +46,11 @@ class Stack(nn.Module):
     def forward(self, x:Tensor)->Tensor: # images (R, B, C, H, W) → logits (R, B, K)
         def one(weights, buffers, x):
             return functional_call(self.base, (weights, buffers), (x,))
+
         return torch.func.vmap(one, randomness='different')(*self.state(), x)
+
+def _stacked(states, k):
+    return torch.stack([state[k].detach() for state in states])
 
 def _networks(models):
     "Networks without wrappers."
@@ -67,7 +70,8 @@ def _unstack(stack, r, model):
 @torch.no_grad()
 def _keep(stack, optimizer, kept):
     "Let the other runs leave the stack, and the optimizer's memory with them."
-    for tensor in (*stack.weights.values(), *(stack.state()[1].values())): tensor.grad, tensor.data = None, tensor.data[kept]
+    for tensor in (*stack.weights.values(), *stack.state()[1].values()):
+        tensor.grad, tensor.data = None, tensor.data[kept]
     for memory in optimizer.state.values():
         for k, v in memory.items():
             if v.ndim: memory[k] = v[kept]   # the number of steps is shared
@@ -84,17 +88,21 @@ class _One:
 
     def __post_init__(self):
         self.best = _Best(self.model, self.config)
-        self.order, self.exam = (torch.Generator().manual_seed(self.config.seed) for _ in range(2))
+        seed = self.config.seed
+        self.order, self.exam = (torch.Generator().manual_seed(seed) for _ in range(2))
 
-    def out_of_patience(self, epoch): return self.config.patience and epoch - self.best.epoch >= self.config.patience
+    def out_of_patience(self, epoch):
+        return self.config.patience and epoch - self.best.epoch >= self.config.patience
 
 # %% ../../nbs/study/stacked.ipynb #0d89a0cb
 def _architecture(model):
     "What two networks must share to be stacked."
-    learned = {k: (tuple(p.shape), p.dtype, p.requires_grad) for k, p in model.named_parameters()}
     saved = model.state_dict()
+    learned = {k: (tuple(p.shape), p.dtype, p.requires_grad)
+               for k, p in model.named_parameters()}
+    shapes = {k: (tuple(v.shape), v.dtype) for k, v in saved.items()}
     constants = {k: b.tolist() for k, b in model.named_buffers() if k not in saved}
-    return repr(model), learned, {k: (tuple(v.shape), v.dtype) for k, v in saved.items()}, constants
+    return repr(model), learned, shapes, constants
 
 def _lengths(data): return data and tuple(len(t) for t in data)
 def _shapes(data): return data and tuple(data[0].shape[1:])
@@ -102,7 +110,9 @@ def _shapes(data): return data and tuple(data[0].shape[1:])
 def _check_alike(what, values, rule):
     "All must be as the first."
     for i, value in enumerate(values):
-        if value != values[0]: raise ValueError(f"{what} {rule}, got another for run {i} than for run 0; train those apart, with `fit`")
+        if value != values[0]:
+            raise ValueError(f"{what} {rule}, got another for run {i} than for run 0; "
+                             "train those apart, with `fit`")
 
 # %% ../../nbs/study/stacked.ipynb #4f8f601c
 def _check_lists(**lists):
@@ -184,7 +194,9 @@ def _take(pile, idx, degrees):
 # %% ../../nbs/study/stacked.ipynb #4d50256d
 def _losses(logits, y, smoothing):
     "Mean loss of each run (R,) from logits (R, B, K) and labels (R, B)."
-    return F.cross_entropy(logits.flatten(0, 1), y.flatten(), label_smoothing=smoothing, reduction='none').view_as(y).mean(dim=1)
+    loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), label_smoothing=smoothing,
+                           reduction='none')   # (R·B,)
+    return loss.view_as(y).mean(dim=1)
 
 def _step(forward, x, y, optimizer, scheduler, config):
     "One step of all runs; returns losses and numbers read right (R,), unread."
@@ -203,7 +215,8 @@ def _orders(runs, n, device):
         idx, degrees = zip(*step)
         yield torch.stack(idx), None if degrees[0] is None else torch.stack(degrees)
 
-def _mean(lists): return (sum(values)/len(values) for values in lists)   # over runs
+def _mean(lists):   # over runs
+    return (sum(values)/len(values) for values in lists)
 
 def _train_epoch(forward, runs, pile, optimizer, scheduler, steps):
     "Each run visits each of its images once; returns losses, accuracies and the last rate."

@@ -20,9 +20,11 @@ def _runs(name, values, scale=None):
     "One number for each seed, as an array; refuse what has no spread to learn from."
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
-        raise ValueError(f"{name} must be at least two finite numbers, one for each seed, got {values!r}; leave out runs that failed")
+        raise ValueError(f"{name} must be at least two finite numbers, one for each seed, "
+                         f"got {values!r}; leave out runs that failed")
     if not _spread(x, scale):
-        raise ValueError(f"{name} must differ from seed to seed, got {x[0]:g} in each of {len(x)} runs; check that the seeds are used")
+        raise ValueError(f"{name} must differ from seed to seed, got {x[0]:g} in each of "
+                         f"{len(x)} runs; check that the seeds are used")
     return x
 
 def _spread(x, scale=None):
@@ -35,9 +37,13 @@ def _studentized(x, confidence, seed):
     mean, error = x.mean(), sem(x)
     def t_star(resample, axis):   # a resample without any spread makes it huge
         return (resample.mean(axis) - mean)/np.maximum(sem(resample, axis), 1e-9*error)
-    found = bootstrap((x,), t_star, confidence_level=confidence, method='percentile', n_resamples=RESAMPLES, rng=seed)
-    low, high = (q if abs(q) < 1e6 else math.copysign(math.inf, q) for q in found.confidence_interval)
+
+    found = bootstrap((x,), t_star, confidence_level=confidence, method='percentile',
+                      n_resamples=RESAMPLES, rng=seed)
+    low, high = map(_or_infinite, found.confidence_interval)
     return float(mean - high*error), float(mean - low*error)
+
+def _or_infinite(q): return q if abs(q) < 1e6 else math.copysign(math.inf, q)
 
 def _student(x, confidence, seed=None):
     "Student's interval of the mean."
@@ -53,8 +59,11 @@ def interval(
     seed:int=0,                # of the bootstrap
 )->dict:                       # n, mean, low, high
     "The mean over seeds and its confidence interval."
-    if not 0 < confidence < 1: raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; .95 is usual")
-    if method not in _INTERVALS: raise ValueError(f"method must be one of {[*_INTERVALS]}, got {method!r}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; "
+                         ".95 is usual")
+    if method not in _INTERVALS:
+        raise ValueError(f"method must be one of {[*_INTERVALS]}, got {method!r}")
     x = _runs('values', values)
     low, high = _INTERVALS[method](x, confidence, seed)
     return dict(n=len(x), mean=float(x.mean()), low=low, high=high)
@@ -68,11 +77,13 @@ def sign_flip_test(
 )->float:         # p, two-sided
     "How often chance alone makes the mean difference as large as it is."
     d = _runs('differences', differences)
-    return float(permutation_test((d,), np.mean, permutation_type='samples', n_resamples=2**EXACT, rng=seed).pvalue)
+    found = permutation_test((d,), np.mean, permutation_type='samples',
+                             n_resamples=2**EXACT, rng=seed)
+    return float(found.pvalue)
 
 def smallest_p(
     n:int,        # pairs
-)->float:
+)->float:         # p
     "The smallest p that `sign_flip_test` can give."
     return 2/2**n if n <= EXACT else 2/(2**EXACT + 1)
 
@@ -87,20 +98,23 @@ def effect_size(
 
 def runs_needed(
     comparisons:int=1,  # tested together, as by holm
-    alpha:float=.05,
+    alpha:float=.05,    # the risk of a false alarm
 )->int:                 # pairs
     "The fewest pairs with which sign flips can find all of `comparisons` differences."
-    if comparisons < 1 or not 0 < alpha < 1: raise ValueError(f"comparisons must be positive and alpha in (0, 1), got {comparisons!r} and {alpha!r}")
+    if comparisons < 1 or not 0 < alpha < 1:
+        raise ValueError("comparisons must be positive and alpha in (0, 1), "
+                         f"got {comparisons!r} and {alpha!r}")
     return math.ceil(math.log2(2*comparisons/alpha))
 
 # %% ../../nbs/study/statistics.ipynb #526d2135
 def paired_comparison(
-    a, b,                  # a metric for each seed (n,), in the same order; n > 1
-    confidence:float=.95,
+    a,                     # a metric for each seed (n,), n > 1
+    b,                     # the same, in the same order
+    confidence:float=.95,  # in (0, 1)
     *, method:str='studentized',  # of the interval, as for interval
     seed:int=0,            # of the bootstrap
 )->dict:                   # n; difference, low, high; p, p_min; d_z, g_z
-    "How `a` differs from `b`: mean of a - b with its interval, sign-flip p and the smallest possible, effect size."
+    "How `a` differs from `b`: mean of a - b and its interval, sign-flip p, effect size."
     d = _differences(a, b)
     found = interval(d, confidence, method=method, seed=seed)
     d_z, g_z = effect_size(d)
@@ -112,7 +126,8 @@ def _differences(a, b):
     "Differences within pairs."
     a, b = (np.asarray(v, dtype=float) for v in (a, b))
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"a and b must be paired, one number of each for each seed, got shapes {a.shape} and {b.shape}; keep the seeds that both have")
+        raise ValueError("a and b must be paired, one number of each for each seed, got "
+                         f"shapes {a.shape} and {b.shape}; keep the seeds that both have")
     return _runs('a - b', a - b, np.abs([*a, *b]).max(initial=0))
 
 # %% ../../nbs/study/statistics.ipynb #8202744c
@@ -121,27 +136,36 @@ def holm(
 )->np.ndarray:   # adjusted (m,)
     "Holm's adjustment: p values that may be compared with alpha all at once."
     p = np.asarray(p, dtype=float)
-    adjusted, order = np.full(len(p), np.nan), np.argsort(p)[:np.isfinite(p).sum()]   # nan sorts last
-    adjusted[order] = np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)).clip(max=1)
+    adjusted = np.full(len(p), np.nan)
+    order = np.argsort(p)[:np.isfinite(p).sum()]   # nan sorts last
+    times = p[order]*np.arange(len(order), 0, -1)
+    adjusted[order] = np.maximum.accumulate(times).clip(max=1)
     return adjusted
 
 # %% ../../nbs/study/statistics.ipynb #76b48f0c
 def compare_table(
     df:pd.DataFrame,           # a row for each run
     value:str,                 # column of the metric
-    pairs,                     # a contender that all others are compared with, or pairs (contender, reference)
+    pairs,                     # a contender to compare all with, or pairs of them
     *, by='regime',            # column or columns to compare within
-    contender:str='contender', seed:str='seed',   # columns
+    contender:str='contender', # column of the contenders
+    seed:str='seed',           # column of the seeds
     **kwargs,                  # confidence and method as for paired_comparison
-)->pd.DataFrame:               # by, contender, reference, n, difference, low, high, p, p_min, d_z, g_z, p_holm
+)->pd.DataFrame:               # by, contender, reference; n, difference, …; p_holm
     "Paired comparisons, a row for each; `p_holm` is adjusted over all rows."
     by = [by] if isinstance(by, str) else list(by)
     names = _check_frame(df, value, by, contender, seed)
     if isinstance(pairs, str): pairs = [(name, pairs) for name in names if name != pairs]
     unknown = {name for pair in pairs for name in pair} - set(names)
-    if unknown: raise ValueError(f"pairs must name contenders in the table, got {sorted(unknown)}; there are {names}")
-    rows = [dict(zip(by, level)) | {contender: a, 'reference': b} | _compare(_wide(d, value, contender, seed), a, b, kwargs)
-            for level, d in df.groupby(by, sort=False) for a, b in pairs]
+    if unknown:
+        raise ValueError(f"pairs must name contenders in the table, got {sorted(unknown)}; "
+                         f"there are {names}")
+    rows = []
+    for level, d in df.groupby(by, sort=False):
+        wide = _wide(d, value, contender, seed)
+        for a, b in pairs:
+            names = dict(zip(by, level)) | {contender: a, 'reference': b}
+            rows.append(names | _compare(wide, a, b, kwargs))
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table.p))
 
@@ -149,66 +173,94 @@ def compare_table(
 def _check_frame(df, value, by, contender, seed):
     "Refuse a frame that isn't tidy; returns the contenders."
     columns = [*by, contender, seed, value]
-    if not {*columns} <= {*df.columns}: raise ValueError(f"df must have the columns {columns}, got {[*df.columns]}")
-    if df[value].isna().any(): raise ValueError(f"{value} must be a number in each row, got nan in {df[value].isna().sum()}; leave out runs that failed")
+    if not {*columns} <= {*df.columns}:
+        raise ValueError(f"df must have the columns {columns}, got {[*df.columns]}")
+    if df[value].isna().any():
+        raise ValueError(f"{value} must be a number in each row, got nan in "
+                         f"{df[value].isna().sum()}; leave out runs that failed")
     twice = df[df.duplicated([*by, contender, seed])]
-    if len(twice): raise ValueError(f"df must have one row for each of {columns[:-1]}, got two of {twice[columns[:-1]].iloc[0].to_dict()}")
+    if len(twice):
+        raise ValueError(f"df must have one row for each of {columns[:-1]}, got two of "
+                         f"{twice[columns[:-1]].iloc[0].to_dict()}")
     return list(df[contender].unique())
 
-def _wide(d, value, contender, seed): return d.pivot(index=seed, columns=contender, values=value)
+def _wide(d, value, contender, seed):
+    return d.pivot(index=seed, columns=contender, values=value)
 
 def _compare(wide, a, b, kwargs):
     "A row of the table: the seeds that both have."
     both = wide.reindex(columns=[a, b]).dropna()
     d = (both[a] - both[b]).to_numpy()
-    if len(d) > 1 and _spread(d, both.abs().to_numpy().max()): return paired_comparison(both[a], both[b], **kwargs)
-    return dict(n=len(d), difference=d.mean() if len(d) else np.nan) | dict.fromkeys(('low', 'high', 'p', 'p_min', 'd_z', 'g_z'), np.nan)
+    if len(d) > 1 and _spread(d, both.abs().to_numpy().max()):
+        return paired_comparison(both[a], both[b], **kwargs)
+    empty = dict.fromkeys(('low', 'high', 'p', 'p_min', 'd_z', 'g_z'), np.nan)
+    return dict(n=len(d), difference=d.mean() if len(d) else np.nan) | empty
 
 # %% ../../nbs/study/statistics.ipynb #b51567ad
+def _texts(numbers, form):
+    "Numbers as text, with a dash where there is none."
+    def text(v):
+        if np.isnan(v): return '–'
+        return form(v).replace('inf', '∞').replace('-', '−')
+
+    return numbers.map(text)
+
 def format_table(
     table:pd.DataFrame,  # from compare_table, of a metric in [0, 1]
 )->pd.DataFrame:         # of text
     "The comparison as one prints it: differences in points."
-    finite = lambda s, text: s.map(lambda v: '–' if np.isnan(v) else text(v).replace('inf', '∞').replace('-', '−'))
-    ends = table[['low', 'high']].mul(100).apply(lambda s: finite(s, '{:.2f}'.format))
-    numbers = dict(difference=finite(100*table.difference, '{:+.2f}'.format), interval='[' + ends.low + ', ' + ends.high + ']',
-                   p=finite(table.p, '{:.2g}'.format), p_holm=finite(table.p_holm, '{:.2g}'.format), d_z=finite(table.d_z, '{:.1f}'.format))
+    low, high = (_texts(100*table[end], '{:.2f}'.format) for end in ('low', 'high'))
     names = table.loc[:, :'n'].astype(str)
-    return names.assign(**numbers).rename(columns=dict(difference='points', p_holm='p (Holm)', d_z='d_z'))
+    return names.assign(**{
+        'points': _texts(100*table.difference, '{:+.2f}'.format),
+        'interval': '[' + low + ', ' + high + ']',
+        'p': _texts(table.p, '{:.2g}'.format),
+        'p (Holm)': _texts(table.p_holm, '{:.2g}'.format),
+        'd_z': _texts(table.d_z, '{:.1f}'.format)})
 
 # %% ../../nbs/study/statistics.ipynb #cbc5463e
 def accuracy_interval(
     accuracy:float,        # of one network, in [0, 1]
     images:int,            # of the test set
-    confidence:float=.95,
+    confidence:float=.95,  # in (0, 1)
 )->tuple:                  # low, high
     "Wilson's interval: how well *this* network would read *other* images of the same kind."
-    if not (0 <= accuracy <= 1 and images >= 1): raise ValueError(f"accuracy must lie in [0, 1] and images be positive, got {accuracy!r} and {images!r}")
-    found = binomtest(round(accuracy*images), int(images)).proportion_ci(confidence, method='wilson')
+    if not (0 <= accuracy <= 1 and images >= 1):
+        raise ValueError("accuracy must lie in [0, 1] and images be positive, "
+                         f"got {accuracy!r} and {images!r}")
+    test = binomtest(round(accuracy*images), int(images))
+    found = test.proportion_ci(confidence, method='wilson')
     return float(found.low), float(found.high)
 
 # %% ../../nbs/study/statistics.ipynb #3f8bfb99
 def confusion_matrix(
     predicted,        # classes (N,)
     y,                # true classes (N,)
-    classes:int=10,
+    classes:int=10,   # how many there are
 )->np.ndarray:        # counts (classes, classes); rows true, columns predicted
-    "Who is taken for whom."
+    "How often each class is taken for each."
     predicted, y = (np.asarray(v) for v in (predicted, y))
-    if predicted.shape != y.shape or y.ndim != 1: raise ValueError(f"predicted and y must have the same length, got shapes {predicted.shape} and {y.shape}")
-    if len(y) and not (0 <= min(predicted.min(), y.min()) and max(predicted.max(), y.max()) < classes):
-        raise ValueError(f"classes must lie in 0 … {classes - 1}, got {min(predicted.min(), y.min())} … {max(predicted.max(), y.max())}")
-    return np.bincount(classes*y + predicted, minlength=classes**2).reshape(classes, classes)
+    if predicted.shape != y.shape or y.ndim != 1:
+        raise ValueError("predicted and y must have the same length, got shapes "
+                         f"{predicted.shape} and {y.shape}")
+    both = np.concatenate([predicted, y])
+    if len(both) and not 0 <= both.min() <= both.max() < classes:
+        raise ValueError(f"classes must lie in 0 … {classes - 1}, "
+                         f"got {both.min()} … {both.max()}")
+    counts = np.bincount(classes*y + predicted, minlength=classes**2)
+    return counts.reshape(classes, classes)
 
 # %% ../../nbs/study/statistics.ipynb #26334d54
 def six_nine_share(
     confusion,          # counts (10, 10): rows true, columns predicted
     *, pair=(6, 9),     # the two classes
-)->dict:                # errors, pair_errors, share (nan without errors); error, error_without: rates in [0, 1]
+)->dict:                # errors, pair_errors, share; error, error_without: rates in [0, 1]
     "How much of the error is that two classes are taken for one another."
     m, (i, j) = np.asarray(confusion), pair
-    if m.ndim != 2 or m.shape[0] != m.shape[1] or not 0 <= min(i, j) < max(i, j) < len(m) or (m < 0).any() or not m.sum():
-        raise ValueError(f"confusion must be a square matrix of counts with rows for {i} and {j}, got shape {m.shape} and sum {m.sum()}")
+    square = m.ndim == 2 and m.shape[0] == m.shape[1]
+    if not (square and 0 <= min(i, j) < max(i, j) < len(m)) or (m < 0).any() or not m.sum():
+        raise ValueError("confusion must be a square matrix of counts with rows for "
+                         f"{i} and {j}, got shape {m.shape} and sum {m.sum()}")
     errors, both = int(m.sum() - m.trace()), int(m[i, j] + m[j, i])
     return dict(errors=errors, pair_errors=both, share=both/errors if errors else math.nan,
                 error=errors/int(m.sum()), error_without=(errors - both)/int(m.sum()))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from fastcore.imports import ipython_shell
 from PIL import Image
-from .train import write_atomically
+from .checkpoint import write_atomically
 
 # %% ../../nbs/study/style.ipynb #c0f3e90d
 LOOKS = { # contender → colour, dash, marker
