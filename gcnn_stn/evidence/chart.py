@@ -37,7 +37,7 @@ def _draw_polar(ax, records):
 @drawing('by-angle', "accuracy at 24 angles, along a line and around a circle")
 def by_angle(evidence:Evidence):
     import matplotlib.pyplot as plt
-    fig, records = plt.figure(figsize=(6.4, 6.4)), matched(evidence)
+    fig, records = plt.figure(figsize=(5.6, 5.6)), matched(evidence)
     plot_by_angle(records, [fig.add_subplot(2, 2, i) for i in (1, 2)])
     for i, regime in enumerate(dict.fromkeys(r['regime'] for r in records), 3):
         ax = fig.add_subplot(2, 2, i, projection='polar')
@@ -154,7 +154,7 @@ def _draw_pareto(ax, d, cost):
     ax.set(xscale='log', yscale='log')
     for axis, form in ((ax.xaxis, '{x:,.0f}'), (ax.yaxis, '{x:g}')):
         axis.set_major_formatter(form)
-        axis.set_minor_formatter('')
+    ax.minorticks_off()
 
 def _markers(names):
     "Legend handles and labels."
@@ -413,7 +413,7 @@ def commuting_square(evidence:Evidence):
         *maps, error = square(evidence, find(evidence, 'small', name, 'upright'))
         _draw_square(row, maps, maps[1].abs().max())
         row[0].set_ylabel(CONTENDERS[name]['label'])
-        row[4].set_xlabel(f'relative error {error:.1%}')
+        row[4].set_xlabel(f'error {error:.1%}')
     titles = ('digit', 'turned by 45°', 'turn, convolve', 'convolve, turn', 'difference')
     for ax, title in zip(axs[0], titles): ax.set_title(title)
     return fig
@@ -436,7 +436,8 @@ def card(evidence:Evidence):
     ax = fig.add_axes((.56, .12, .42, .76), projection='polar')
     _draw_polar(ax, [r for r in evidence.records('small') if r['regime'] == 'upright'
                      and r['contender'] in ('gcnn-c8', 'stcnn', 'cnn')])
-    ax.set_title('accuracy by angle, trained on upright digits')
+    ax.set_title('accuracy by angle, trained on upright digits', fontsize=14)
+    ax.tick_params(labelsize=13)
     fig.legend(loc='lower left', bbox_to_anchor=(.04, .1), frameon=False, fontsize=15)
     fig.text(.05, .8, 'gcnn_stn', size=44, weight='bold')
     subject = 'Group equivariant CNNs against\nspatial transformers:\na book that runs'

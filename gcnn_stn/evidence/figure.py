@@ -152,8 +152,11 @@ def notes(
     name:str,          # of the drawing
 )->str:                # empty if nothing did
     "What stood in for what when a drawing was made; forgets it."
-    said = [f"{label(run)} (seed {run.seed}) stands in for {wanted}, "
-            "which hasn't been trained here." for wanted, run in evidence.stand_ins.items()]
+    said = []
+    for wanted, run in evidence.stand_ins.items():
+        missing = evidence.missing[wanted]
+        said.append(f"{label(run)} (seed {run.seed}) stands in for {label(missing)} (seed "
+                    f"{missing.seed}), which hasn't been trained here.")
     evidence.stand_ins.clear()
     return ' '.join(said)
 

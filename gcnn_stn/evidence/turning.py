@@ -183,13 +183,17 @@ def plot_maps(
              for heading, run in pair(evidence, name).items()}
     columns = 2 + max(m.maps.shape[1] for m in found.values())
     below = columns > 4
-    size = (7.4, 6.9) if below else (6.2, 3.7)
-    fig = plt.figure(figsize=size)
+    fig = plt.figure(figsize=(7.4, 6.9) if below else (6.2, 4))
     parts = fig.subfigures(*((2, 1) if below else (1, 2)))
     for part, (heading, m) in zip(parts, found.items()):
-        _draw_maps(part, heading if below else _in_two(heading), m, columns)
+        _draw_maps(part, heading if below else _narrow(heading), m, columns)
     return fig
 
+def _narrow(heading):
+    "A heading for a narrow place, in three lines."
+    return _in_two(heading).replace(', trained', ',\ntrained')
+
+# %% ../../nbs/evidence/turning.ipynb #maps-drawn
 @drawing('figure-6',
          "feature maps of a digit in four poses, group networks trained upright")
 def figure_6(evidence:Evidence): return plot_maps(evidence, 'figure-6')
