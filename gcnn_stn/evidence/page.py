@@ -9,9 +9,12 @@ __all__ = ['NBDEV', 'fold_source', 'html_as_markdown']
 import re
 
 # %% ../../nbs/evidence/page.ipynb #8d7457e6
-NBDEV = '#| code-fold: show\n#| code-summary: "Exported source"\n'   # what nbdev writes on top
+# what nbdev writes on top
+NBDEV = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 
-def fold_source(cell):
+def fold_source(
+    cell, # of a notebook, as nbdev hands it on; changed in place
+):
     "Fold the source of an exported cell, unless the cell says that it shall be open."
     source = getattr(cell, 'source', '')
     if not source.startswith(NBDEV):
@@ -19,10 +22,13 @@ def fold_source(cell):
     own = source.removeprefix(NBDEV)
     opened = re.match(r'(#\|.*\n)*#\| *code-fold: *show *\n', own)
     own = re.sub(r'^#\| *code-(fold|summary):.*\n', '', own, flags=re.MULTILINE)
-    cell.source = f'#| code-fold: {"show" if opened else "true"}\n#| code-summary: "Source"\n{own}'
+    fold = 'show' if opened else 'true'
+    cell.source = f'#| code-fold: {fold}\n#| code-summary: "Source"\n{own}'
 
 # %% ../../nbs/evidence/page.ipynb #d2749cd7
-def html_as_markdown(cell):
+def html_as_markdown(
+    cell, # of a notebook, as nbdev hands it on; changed in place
+):
     "Outputs of HTML become Markdown that holds it."
     for output in getattr(cell, 'outputs', []):
         data = output.get('data', {})

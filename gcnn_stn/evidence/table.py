@@ -8,44 +8,54 @@ __all__ = ['FEW', 'TABLES', 'EFFECTS', 'estimate', 'spell', 'contender_of', 'pub
            'small_summary', 'six_nine']
 
 # %% ../../nbs/evidence/table.ipynb #0c310c5d
-import functools, math
+import functools
+import math
+
 import numpy as np
 import pandas as pd
+
 from .figure import Evidence, drawing
 from ..model import count_flops, count_parameters
+from ..study.grid import (CONTENDERS, GRIDS, LOC_CHANNELS, build, six_and_nine,
+                                 summary)
 from ..study.statistics import interval, sign_flip_test
-from ..study.grid import CONTENDERS, GRIDS, LOC_CHANNELS, build, six_and_nine, summary
 
 # %% ../../nbs/evidence/table.ipynb #60d2f094
 FEW = 6   # runs; with fewer the interval is Student's
 
 def estimate(
     values,  # one number for each seed (n,)
-)->dict:     # n; mean, low, high; p of the exact sign-flip test of a mean of 0; nan: can't be told
+)->dict:     # n; mean, low, high; p of the sign-flip test of mean 0; nan: can't be told
     "A mean over seeds with its 95% interval."
     x = np.asarray(values, dtype=float)
-    known = dict(n=len(x), mean=x.mean() if len(x) else math.nan, low=math.nan, high=math.nan, p=math.nan)
+    mean = x.mean() if len(x) else math.nan
+    known = dict(n=len(x), mean=mean, low=math.nan, high=math.nan, p=math.nan)
     if len(x) < 2 or np.ptp(x) <= 1e-9*np.abs(x).max(): return known
-    return known | interval(x, method='t' if len(x) < FEW else 'studentized') | dict(p=sign_flip_test(x))
+    method = 't' if len(x) < FEW else 'studentized'
+    return known | interval(x, method=method) | dict(p=sign_flip_test(x))
 
 def spell(
-    found:dict, form='.2f', # from estimate
-    unit='',                # of what there are n, such as 'seeds'
+    found:dict,    # from estimate
+    form='.2f',    # of its numbers
+    unit='',       # of what there are n, such as 'seeds'
 )->str:
     "An estimate as one prints it: mean [low, high] (n)."
-    number = lambda v: format(v, form).replace('-', '−').replace('inf', '∞')
     if not found['n']: return 'not run'
-    ends = '' if math.isnan(found['low']) else f" [{number(found['low'])}, {number(found['high'])}]"
-    return f"{number(found['mean'])}{ends} ({found['n']}{f' {unit}'*bool(unit)})"
+    def number(v): return format(v, form).replace('-', '−').replace('inf', '∞')
+    count = f"({found['n']} {unit})" if unit else f"({found['n']})"
+    if math.isnan(found['low']): return f"{number(found['mean'])} {count}"
+    mean, low, high = (number(found[k]) for k in ('mean', 'low', 'high'))
+    return f'{mean} [{low}, {high}] {count}'
 
 # %% ../../nbs/evidence/table.ipynb #a8111740
 def contender_of(
     row,    # of the published tables or runs
 )->str:     # a key of CONTENDERS
     "The name of a published configuration."
-    if row['model'] == 'gcnn': return f"gcnn-c{row['order']:.0f}-l{row['layers']}-w{row['channels']}"
+    size = f"l{row['layers']}-w{row['channels']}"
+    if row['model'] == 'gcnn': return f"gcnn-c{row['order']:.0f}-{size}"
     loc = LOC_CHANNELS[row['mode'], row['layers'], row['channels']]
-    return f"stcnn-{row['mode']}-l{row['layers']}-w{row['channels']}-loc{loc}-{row['init']}"
+    return f"stcnn-{row['mode']}-{size}-loc{loc}-{row['init']}"
 
 def published(
     evidence:Evidence,
@@ -53,7 +63,9 @@ def published(
 )->pd.DataFrame:
     "What the study printed: a row for each configuration, or for each of its runs."
     path = evidence.results/'published'/f'{name}.csv'
-    if not path.exists(): raise LookupError(f"the published {name} must be in {path}; they come with the repository, in results/published")
+    if not path.exists():
+        raise LookupError(f"the published {name} must be in {path}; "
+                          "they come with the repository, in results/published")
     rows = pd.read_csv(path)
     return rows.assign(contender=rows.apply(contender_of, axis=1))
 
@@ -61,127 +73,220 @@ def published(
 def repaired(
     contender:str, # of the published grid
 )->str:            # of the small grid
-    "Who stands for a published network in the repaired study."
+    "The network that stands for a published one in the repaired study."
     return 'stcnn' if contender.startswith('stcnn') else contender[:7]
 
 def accuracies(
-    evidence:Evidence, grid:str,
-)->dict: # (contender, regime) → accuracy on rotated digits, by seed (n,)
+    evidence:Evidence,
+    grid:str,      # a key of GRIDS
+)->dict:           # (contender, regime) → accuracy on rotated digits, by seed (n,)
     "What has been run."
     df = evidence.table(grid)
-    return {key: d.set_index('seed').rotated.sort_index() for key, d in df.groupby(['contender', 'regime'])} if len(df) else {}
+    if not len(df): return {}
+    groups = df.groupby(['contender', 'regime'])
+    return {key: d.set_index('seed').rotated.sort_index() for key, d in groups}
 
 @functools.lru_cache(maxsize=None)
-def cost(contender:str)->tuple: # parameters, MFLOPs for an image
+def cost(
+    contender:str, # a key of CONTENDERS
+)->tuple:          # parameters, MFLOPs for an image
     "What a network costs."
     net = build(contender)
     return count_parameters(net), count_flops(net)/1e6
 
 # %% ../../nbs/evidence/table.ipynb #f4768f38
 @drawing('published-rows', "all forty published rows, rerun and repaired, as numbers")
-def published_rows(evidence:Evidence)->pd.DataFrame: # a row for each published one
+def published_rows(
+    evidence:Evidence,
+)->pd.DataFrame:       # a row for each published one
     "Published, rerun, repaired; accuracies in [0, 1]."
     again, small = accuracies(evidence, 'published'), accuracies(evidence, 'small')
-    return pd.DataFrame([_row(row, again, small) for _, row in published(evidence).iterrows()])
+    rows = [_row(row, again, small) for _, row in published(evidence).iterrows()]
+    return pd.DataFrame(rows)
 
 def _row(row, again, small):
-    a, match = again.get((row.contender, row.train), pd.Series(dtype=float)), repaired(row.contender)
-    r = estimate(small.get((match, row.train), ()))
-    return dict(table=row.table, contender=row.contender, regime=row.train, parameters=row.params, mflops=cost(row.contender)[1],
-                published_mean=row['mean'], published_std=row['std'], printed_mean=row.printed_mean, printed_std=row.printed_std,
-                rerun_mean=a.mean(), rerun_std=a.std(), rerun_runs=len(a), rerun_distance=(a.mean() - row['mean'])/row['std'], repaired=match,
-                repaired_parameters=cost(match)[0], repaired_mflops=cost(match)[1], repaired_mean=r['mean'], repaired_low=r['low'], repaired_high=r['high'], repaired_runs=r['n'])
+    "A published network, the same again, and the repaired one."
+    match = repaired(row.contender)
+    what = dict(table=row.table, contender=row.contender, regime=row.train,
+                parameters=row.params, mflops=cost(row.contender)[1])
+    told = dict(published_mean=row['mean'], published_std=row['std'],
+                printed_mean=row.printed_mean, printed_std=row.printed_std)
+    rerun = _rerun(row, again.get((row.contender, row.train), pd.Series(dtype=float)))
+    return what | told | rerun | _repaired(match, small.get((match, row.train), ()))
 
-# %% ../../nbs/evidence/table.ipynb #6c432898
-TABLES = {1: "STCNN, start at the identity, trained upright", 2: "GCNN, trained upright", 3: "STCNN, start at the identity, trained rotated",
-          4: "STCNN, random start, trained rotated", 5: "GCNN, trained rotated"}
+def _rerun(row, a):
+    distance = (a.mean() - row['mean'])/row['std']
+    return dict(rerun_mean=a.mean(), rerun_std=a.std(), rerun_runs=len(a),
+                rerun_distance=distance)
 
-def published_table(
-    evidence:Evidence, number:int, # 1 … 5
-)->pd.DataFrame: # of text; accuracies on rotated digits in percent
-    "A published table, run again, and repaired."
-    if number not in TABLES: raise ValueError(f"number must be one of {[*TABLES]}, got {number!r}")
-    rows = published_rows(evidence)
-    return pd.DataFrame([_text(row) for _, row in rows[rows.table == number].iterrows()])
-
-for number, about in TABLES.items(): drawing(f'table-{number}', f"published beside rerun beside repaired: {about}")(functools.partial(published_table, number=number))
+def _repaired(contender, values):
+    parameters, mflops = cost(contender)
+    r = estimate(values)
+    return dict(repaired=contender, repaired_parameters=parameters, repaired_mflops=mflops,
+                repaired_mean=r['mean'], repaired_low=r['low'], repaired_high=r['high'],
+                repaired_runs=r['n'])
 
 # %% ../../nbs/evidence/table.ipynb #9b696873
 def _text(row):
     "A row as one prints it."
-    found = dict(n=int(row.repaired_runs)) | {k: 100*row[f'repaired_{k}'] for k in ('mean', 'low', 'high')}
-    return {'network': CONTENDERS[row.contender]['label'], 'parameters': f'{row.parameters:,}', 'MFLOPs': f'{row.mflops:,.0f}', 'published': _pm(row, 'published') + _printed(row),
-            'rerun': f"{_pm(row, 'rerun')} ({row.rerun_runs})" if row.rerun_runs else 'not run', 'distance': f'{row.rerun_distance:+.1f}'.replace('-', '−') if row.rerun_runs else '–',
-            'repaired': spell(found)}
+    bounds = {k: 100*row[f'repaired_{k}'] for k in ('mean', 'low', 'high')}
+    rerun, distance = 'not run', '–'
+    if row.rerun_runs:
+        rerun = f"{_pm(row, 'rerun')} ({row.rerun_runs})"
+        distance = f'{row.rerun_distance:+.1f}'.replace('-', '−')
+    return {
+        'network': CONTENDERS[row.contender]['label'],
+        'parameters': f'{row.parameters:,}',
+        'MFLOPs': f'{row.mflops:,.0f}',
+        'published': _pm(row, 'published') + _printed(row),
+        'rerun': rerun,
+        'distance': distance,
+        'repaired': spell(dict(n=int(row.repaired_runs)) | bounds),
+    }
 
 def _pm(row, kind):
     "Mean ± standard deviation, in percent."
     mean, std = 100*row[f'{kind}_mean'], 100*row[f'{kind}_std']
-    return f'{mean:.2f}' + ('' if math.isnan(std) else f' ± {std:.2f}')
+    return f'{mean:.2f}' if math.isnan(std) else f'{mean:.2f} ± {std:.2f}'
 
 def _printed(row):
     "What the study printed, where its own runs say otherwise."
-    return '' if abs(row.printed_mean - row.published_mean) < 1e-3 else f" (printed: {_pm(row, 'printed')})"
+    if abs(row.printed_mean - row.published_mean) < 1e-3: return ''
+    return f" (printed: {_pm(row, 'printed')})"
+
+# %% ../../nbs/evidence/table.ipynb #6c432898
+TABLES = {
+    1: "STCNN, start at the identity, trained upright",
+    2: "GCNN, trained upright",
+    3: "STCNN, start at the identity, trained rotated",
+    4: "STCNN, random start, trained rotated",
+    5: "GCNN, trained rotated",
+}
+
+def published_table(
+    evidence:Evidence,
+    number:int,    # 1 … 5
+)->pd.DataFrame:   # of text; accuracies on rotated digits in percent
+    "A published table, run again, and repaired."
+    if number not in TABLES:
+        raise ValueError(f"number must be one of {[*TABLES]}, got {number!r}")
+    rows = published_rows(evidence)
+    return pd.DataFrame([_text(row) for _, row in rows[rows.table == number].iterrows()])
+
+for number, about in TABLES.items():
+    about = f'published beside rerun beside repaired: {about}'
+    drawing(f'table-{number}', about)(functools.partial(published_table, number=number))
 
 # %% ../../nbs/evidence/table.ipynb #f5d49011
 def difference(
-    evidence:Evidence, a:str, b:str, regime:str, # contenders of the small grid
-)->dict: # from estimate, in points
+    evidence:Evidence,
+    a:str,         # contender of the small grid
+    b:str,         # another
+    regime:str,    # how both were trained
+)->dict:           # from estimate, in points
     "How much better `a` reads rotated digits than `b`, paired by seed."
     runs = accuracies(evidence, 'small')
-    both = [runs.get((contender, regime), pd.Series(dtype=float)) for contender in (a, b)]
-    return estimate(100*(both[0] - both[1]).dropna())
+    nothing = pd.Series(dtype=float)
+    one, other = (runs.get((contender, regime), nothing) for contender in (a, b))
+    return estimate(100*(one - other).dropna())
 
 def published_difference(
-    evidence:Evidence, a:str, b:str, # conditions such as "init == 'random'"
-    keys:list,                       # columns that make a pair
-)->dict: # from estimate, in points; n: pairs of configurations
-    "How much better published networks of one kind read than those of another, of means over three runs."
+    evidence:Evidence,
+    a:str,         # a condition such as "init == 'random'"
+    b:str,         # another
+    keys:list,     # columns that make a pair
+)->dict:           # from estimate, in points; n: pairs of configurations
+    "How much better published networks of one kind read than those of another, by means."
     tables = published(evidence)
     one, other = (tables.query(rule).set_index(keys)['mean'] for rule in (a, b))
     return estimate(100*(one - other).dropna())
 
 # %% ../../nbs/evidence/table.ipynb #a066051c
 EFFECTS = { # what was changed → with it, without it
-    "a living transformer": ('stcnn', 'cnn'), "the same, at the arithmetic of C8": ('stcnn-wide', 'cnn-wide'),
+    "a living transformer": ('stcnn', 'cnn'),
+    "the same, at the arithmetic of C8": ('stcnn-wide', 'cnn-wide'),
     "the whole STCNN repaired": ('stcnn', 'stcnn-published'),
-    "groups, matched by parameters": ('gcnn-c8', 'stcnn'), "groups, matched by arithmetic": ('gcnn-c8', 'stcnn-wide'),
-    "eight poses for four": ('gcnn-c8', 'gcnn-c4'), "sixteen poses for eight": ('gcnn-c16', 'gcnn-c8'),
-    "a separable network": ('gcnn-c16-separable', 'gcnn-c16'), "mirrors": ('gcnn-d4', 'gcnn-c4'), "eighteen times the weights of a CNN": ('cnn-wide', 'cnn')}
+    "groups, matched by parameters": ('gcnn-c8', 'stcnn'),
+    "groups, matched by arithmetic": ('gcnn-c8', 'stcnn-wide'),
+    "eight poses for four": ('gcnn-c8', 'gcnn-c4'),
+    "sixteen poses for eight": ('gcnn-c16', 'gcnn-c8'),
+    "a separable network": ('gcnn-c16-separable', 'gcnn-c16'),
+    "mirrors": ('gcnn-d4', 'gcnn-c4'),
+    "eighteen times the weights of a CNN": ('cnn-wide', 'cnn'),
+}
 
-@drawing('effects', "what each repair did: differences on rotated digits in points, paired by seed")
-def effects(evidence:Evidence)->pd.DataFrame: # of text
+@drawing('effects',
+         "what each repair did: differences on rotated digits in points, paired by seed")
+def effects(
+    evidence:Evidence,
+)->pd.DataFrame:       # of text
     "Paired differences on rotated digits, a row for each change."
-    label = lambda c: CONTENDERS[c]['label']
-    ours = [{'change': change, 'less': f'{label(a)} − {label(b)}'} | {f'trained {regime}': spell(difference(evidence, a, b, regime), '+.2f') for regime in ('upright', 'rotated')}
-            for change, (a, b) in EFFECTS.items()]
-    alive = published_difference(evidence, "init == 'random'", "init == 'identity' and train == 'rotated'", ['mode', 'layers', 'channels'])
-    theirs = {'change': "a living transformer, as published", 'less': 'random − identity start', 'trained upright': '–', 'trained rotated': spell(alive, '+.2f', 'configurations')}
-    return pd.DataFrame([theirs, *ours])
+    rows = [_effect(evidence, change, a, b) for change, (a, b) in EFFECTS.items()]
+    return pd.DataFrame([_alive(evidence), *rows])
+
+def _effect(evidence, change, a, b):
+    "What one change did in the small grid."
+    one, other = (CONTENDERS[c]['label'] for c in (a, b))
+    found = {f'trained {regime}': spell(difference(evidence, a, b, regime), '+.2f')
+             for regime in ('upright', 'rotated')}
+    return {'change': change, 'less': f'{one} − {other}'} | found
+
+def _alive(evidence):
+    "What a living transformer did in the published tables."
+    dead = "init == 'identity' and train == 'rotated'"
+    keys = ['mode', 'layers', 'channels']
+    found = published_difference(evidence, "init == 'random'", dead, keys)
+    return {'change': "a living transformer, as published",
+            'less': 'random − identity start',
+            'trained upright': '–',
+            'trained rotated': spell(found, '+.2f', 'configurations')}
 
 # %% ../../nbs/evidence/table.ipynb #137f7d28
 @drawing('costs', "parameters, arithmetic and training time of every network")
-def costs(evidence:Evidence)->pd.DataFrame: # of text
+def costs(
+    evidence:Evidence,
+)->pd.DataFrame:       # of text
     "What each network costs, the published ones and ours."
     df = evidence.table('small')
     seconds = df.groupby('contender').cpu_seconds.median() if len(df) else {}
     rows = []
     for grid in ('published', 'small'):
         for contender in dict.fromkeys(run.contender for run in GRIDS[grid].runs()):
-            parameters, mflops = cost(contender)
-            rows.append({'study': grid, 'network': CONTENDERS[contender]['label'], 'parameters': f'{parameters:,}', 'MFLOPs/image': f'{mflops:,.1f}',
-                         'FLOPs per parameter': f'{1e6*mflops/parameters:,.0f}', 'CPU seconds': f'{seconds[contender]:.0f}' if contender in seconds else '–'})
+            rows.append({'study': grid} | _cost_row(contender, seconds))
     return pd.DataFrame(rows)
+
+def _cost_row(contender, seconds):
+    "What one network costs, as text."
+    parameters, mflops = cost(contender)
+    return {
+        'network': CONTENDERS[contender]['label'],
+        'parameters': f'{parameters:,}',
+        'MFLOPs/image': f'{mflops:,.1f}',
+        'FLOPs per parameter': f'{1e6*mflops/parameters:,.0f}',
+        'CPU seconds': f'{seconds[contender]:.0f}' if contender in seconds else '–',
+    }
 
 # %% ../../nbs/evidence/table.ipynb #a2c100a8
 def _records(evidence, grid='small'):
     "Records of a grid, which must have some."
     records = evidence.records(grid)
-    if not records: raise LookupError(f"records of the grid {grid} must lie in {evidence.results/'runs'}, and there are none; gcnn_stn_study --grid {grid} makes them")
+    if not records:
+        where = evidence.results/'runs'
+        raise LookupError(f"records of the grid {grid} must lie in {where}, and there are "
+                          f"none; gcnn_stn_study --grid {grid} makes them")
     return records
 
 @drawing('summary', "the repaired study: cost and accuracy of every network")
-def small_summary(evidence:Evidence)->pd.DataFrame: return summary(_records(evidence)) # of text
+def small_summary(
+    evidence:Evidence,
+)->pd.DataFrame: # of text
+    "The repaired study: cost and accuracy of every network."
+    return summary(_records(evidence))
 
-@drawing('six-nine', "how much of the error on rotated digits is six taken for nine, or nine for six")
-def six_nine(evidence:Evidence)->pd.DataFrame: return six_and_nine(_records(evidence)) # of text
+@drawing('six-nine',
+         "how much of the error on rotated digits is six taken for nine, or nine for six")
+def six_nine(
+    evidence:Evidence,
+)->pd.DataFrame: # of text
+    "How much of the error on rotated digits is six taken for nine, or nine for six."
+    return six_and_nine(_records(evidence))

@@ -8,61 +8,89 @@ __all__ = ['FRAME', 'strip', 'plot_strips', 'figure_5', 'figure_7', 'figure_12',
 
 # %% ../../nbs/evidence/turning.ipynb #370e461f
 from dataclasses import dataclass
+
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
 from ..data import normalize
-from .figure import Evidence, _bare, _in_two, crowd, drawing, embed, full_turn, pair, turned
+from .figure import (Evidence, _bare, _in_two, crowd, drawing, embed,
+                                      full_turn, pair, turned)
 from ..study.grid import CONTENDERS, Run
 
 # %% ../../nbs/evidence/turning.ipynb #a7f54e39
 @torch.no_grad()
 def strip(
-    evidence:Evidence, run:Run, n:int=4, # poses in a full turn
-    digit:int=4,                         # of the test set
-)->tuple:                                # embeddings (n, F), how far each is from the first (n,), class read (n,)
-    "The embedding of a digit in n poses; the unit of distances is the median between test digits."
+    evidence:Evidence,
+    run:Run,
+    n:int=4,       # poses in a full turn
+    digit:int=4,   # of the test set
+)->tuple:          # embeddings (n, F), how far each is from the first (n,), class read (n,)
+    "The embedding of a digit in n poses; distances in units of the median between digits."
     e = embed(evidence, run, turned([digit]*n, full_turn(n)))
     unit = torch.pdist(crowd(evidence, run)[0][:200]).median()
     read = evidence.net(run).classifier(e.to(evidence.device)).argmax(dim=1).cpu()
     return e, (e - e[:1]).norm(dim=1)/unit, read
 
-# %% ../../nbs/evidence/turning.ipynb #5307c01d
-def _poses(run): return CONTENDERS[run.contender].get('order', 4)   # how many to draw
+# %% ../../nbs/evidence/turning.ipynb #06fa912f
+def _draw_pose(ax, i, image, angle, read, far, features):
+    "Beside a row of a strip: the digit and its angle, what is read, how far it has moved."
+    def write(text, x, offset, **how):
+        ax.annotate(text, (x, i + .5), (offset, 0), textcoords='offset points',
+                    va='center', **how)
+    write(f'{angle:g}°', 0, -27, ha='right', fontsize=9)
+    small = OffsetImage(image[0], zoom=.7, cmap='gray')
+    ax.add_artist(AnnotationBbox(small, (0, i + .5), (-14, 0), boxcoords='offset points',
+                                 frameon=False))
+    write(f'{read}', features, 14, ha='center', weight='bold')
+    write(f'{far:.0%}', features, 62, ha='right')
 
-def plot_strips(evidence:Evidence, name:str): # a figure of PICTURED
+def _draw_strip(ax, e, far, read):
+    "A row for each pose of a digit."
+    n, features = e.shape
+    order = e[0].argsort(descending=True)
+    shown = ax.imshow(e[:, order], cmap='viridis', aspect='auto', interpolation='none',
+                      extent=(0, features, n, 0))
+    _bare(ax).set_xlabel(f'the {features} features, sorted by the first row', labelpad=2)
+    images, angles = turned([4]*n, full_turn(n)), full_turn(n).tolist()
+    for i, row in enumerate(zip(images, angles, read, far)):
+        _draw_pose(ax, i, *row, features)
+    for text, x in ('read', 14), ('moved', 47):
+        ax.annotate(text, (features, 0), (x, 4), textcoords='offset points', ha='center',
+                    fontsize=9)
+    ax.figure.colorbar(shown, ax=ax, pad=.01, aspect=12, label='value')
+
+# %% ../../nbs/evidence/turning.ipynb #5307c01d
+def _poses(run):
+    "How many to draw."
+    return CONTENDERS[run.contender].get('order', 4)
+
+def plot_strips(
+    evidence:Evidence,
+    name:str,      # a figure of PICTURED
+):
     "Embeddings of a digit in several poses, two networks."
     runs = pair(evidence, name)
-    heights = [_poses(run) + 1.6 for run in runs.values()]
-    fig = plt.figure(figsize=(7.6, .31*sum(heights)))
-    for part, (heading, run) in zip(fig.subfigures(len(runs), squeeze=False, height_ratios=heights).flat, runs.items()):
-        part.suptitle(heading, x=.01, ha='left', fontsize=9)
+    heights = [_poses(run) + 1.7 for run in runs.values()]
+    fig = plt.figure(figsize=(7.4, .32*sum(heights)))
+    parts = fig.subfigures(len(runs), squeeze=False, height_ratios=heights).flat
+    for part, (heading, run) in zip(parts, runs.items()):
+        part.suptitle(heading, x=.01, ha='left', fontsize=10)
         _draw_strip(part.subplots(), *strip(evidence, run, _poses(run)))
     return fig
 
-# %% ../../nbs/evidence/turning.ipynb #06fa912f
-def _draw_strip(ax, e, far, read):
-    "A row for each pose: the digit, its embedding, what is read, how far it has moved."
-    n, features = e.shape
-    shown = ax.imshow(e[:, e[0].argsort(descending=True)], cmap='viridis', aspect='auto', interpolation='none', extent=(0, features, n, 0))
-    _bare(ax).set_xlabel(f'the {features} features, sorted by the first row', labelpad=2)
-    for i, (image, a) in enumerate(zip(turned([4]*n, full_turn(n)), full_turn(n).tolist())):
-        ax.annotate(f'{a:g}°', (0, i + .5), (-27, 0), textcoords='offset points', ha='right', va='center', fontsize=8)
-        ax.add_artist(AnnotationBbox(OffsetImage(image[0], zoom=.7, cmap='gray'), (0, i + .5), (-14, 0), boxcoords='offset points', frameon=False))
-        ax.annotate(f'{read[i]}', (features, i + .5), (12, 0), textcoords='offset points', ha='center', va='center', weight='bold')
-        ax.annotate(f'{far[i]:.0%}', (features, i + .5), (52, 0), textcoords='offset points', ha='right', va='center')
-    for text, x in ('read', 12), ('moved', 40): ax.annotate(text, (features, 0), (x, 4), textcoords='offset points', ha='center', fontsize=8)
-    ax.figure.colorbar(shown, ax=ax, pad=.01, aspect=12, label='value')
-
 # %% ../../nbs/evidence/turning.ipynb #a6bf213e
-@drawing('figure-5', "the embedding of a digit in several poses, group networks trained upright")
-def figure_5(evidence): return plot_strips(evidence, 'figure-5')
+@drawing('figure-5',
+         "the embedding of a digit in several poses, group networks trained upright")
+def figure_5(evidence:Evidence): return plot_strips(evidence, 'figure-5')
 
-@drawing('figure-7', "the embedding of a digit in several poses, transformer networks trained upright")
-def figure_7(evidence): return plot_strips(evidence, 'figure-7')
+@drawing('figure-7',
+         "the embedding of a digit in several poses, transformer networks trained upright")
+def figure_7(evidence:Evidence): return plot_strips(evidence, 'figure-7')
 
-@drawing('figure-12', "the embedding of a digit in several poses, group networks trained rotated")
-def figure_12(evidence): return plot_strips(evidence, 'figure-12')
+@drawing('figure-12',
+         "the embedding of a digit in several poses, group networks trained rotated")
+def figure_12(evidence:Evidence): return plot_strips(evidence, 'figure-12')
 
 # %% ../../nbs/evidence/turning.ipynb #76d8c1c6
 @dataclass(frozen=True)
@@ -75,29 +103,43 @@ class Maps:
     framed:list          # the element to which that of the first row has moved (4,)
 
     @property
-    def back(self)->torch.Tensor: # the framed maps, turned back (4, H, W)
-        return torch.stack([torch.rot90(m[h], -k) for k, (m, h) in enumerate(zip(self.maps, self.framed))])
+    def back(self)->torch.Tensor: # (4, H, W)
+        "The framed maps, turned back."
+        framed = [maps[h] for maps, h in zip(self.maps, self.framed)]
+        return torch.stack([torch.rot90(m, -k) for k, m in enumerate(framed)])
 
     @property
-    def differs(self)->torch.Tensor: # how they differ from the first, relative (4,)
-        return (self.back - self.back[0]).flatten(1).norm(dim=1)/self.back[0].norm()
+    def differs(self)->torch.Tensor: # relative (4,)
+        "How the framed maps, turned back, differ from the first."
+        off = (self.back - self.back[0]).flatten(1).norm(dim=1)
+        return off/self.back[0].norm()
 
 # %% ../../nbs/evidence/turning.ipynb #fb49ed47
 @torch.no_grad()
-def feature_maps(evidence:Evidence, run:Run, digit:int=4)->Maps:
+def feature_maps(
+    evidence:Evidence,
+    run:Run,
+    digit:int=4,   # of the test set
+)->Maps:
     "A channel in the middle of a network, while a test digit turns."
     net, x = evidence.net(run), turned([digit]*4, full_turn(4))
     layer = _middle([name for name, _ in net.blocks.named_children()])
     f = net.activations(normalize(x.to(evidence.device)))[layer].cpu()
-    if f.ndim == 4: f = f[:, :, None]                       # (B, C, 1, H, W): the trivial group
-    size = f[0].flatten(1).amax(dim=1)                      # (C,)
-    channel = 23 if run.grid == 'published' and len(size) > 23 and size[23] > 0 else int(size.argmax())
-    f, order = f[:, channel], f.shape[2]                    # (4, G, H, W)
+    if f.ndim == 4: f = f[:, :, None]                   # (B, C, 1, H, W): the trivial group
+    channel = _channel(f, run)
+    f, order = f[:, channel], f.shape[2]                # (4, G, H, W)
     first = int(f[0].flatten(1).norm(dim=1).argmax())
-    return Maps(layer, channel, x, f, [(first + k*order//4) % order for k in range(4)])
+    framed = [(first + k*order//4) % order for k in range(4)]
+    return Maps(layer, channel, x, f, framed)
+
+def _channel(f, run):
+    "Number 23 of a published network that has it; else the one that responds most."
+    size = f[0].flatten(1).amax(dim=1)                  # (C,)
+    if run.grid == 'published' and len(size) > 23 and size[23] > 0: return 23
+    return int(size.argmax())
 
 def _middle(names):
-    "After the second pooling, or the last; where there is none with stride 1, after the second block."
+    "After the second pooling, or the last; where there is none, after the second block."
     pools = [name for name in names if name.startswith('pool')]
     return pools[:2][-1] if pools else 'block2'
 
@@ -106,33 +148,56 @@ FRAME = '#e66100'
 
 def _draw_maps(part, heading, m, columns):
     "Rows are poses; the digit, the maps of its channel, and the framed one turned back."
-    n, kwargs = m.maps.shape[1], dict(vmin=0, vmax=float(m.maps.max()), interpolation='none')
-    part.suptitle(f"{heading}\nchannel {m.channel} after {m.layer}, {m.maps.shape[-2]}×{m.maps.shape[-1]} pixels", x=.01, ha='left', fontsize=9)
+    n, (height, width) = m.maps.shape[1], m.maps.shape[-2:]
+    where = f'channel {m.channel} after {m.layer}, {height}×{width} pixels'
+    part.suptitle(f'{heading}\n{where}', x=.01, ha='left', fontsize=10)
     axs = part.subplots(4, columns)
     for ax in axs.flat: _bare(ax)
-    for k, row in enumerate(axs):
-        row[0].imshow(m.digits[k, 0], vmin=0, vmax=1, interpolation='none'); row[0].set_ylabel(f'{90*k}°', rotation=0, ha='right', va='center')
-        for h in range(n): row[1 + h].imshow(m.maps[k, h], **kwargs)
-        _frame(row[1 + m.framed[k]]); row[n + 1].imshow(m.back[k], **kwargs)
-        row[n + 1].annotate(f'{m.differs[k]:.0%}', (1, .5), (4, 0), xycoords='axes fraction', textcoords='offset points', va='center')
-    for ax, title in zip(axs[0], ['digit', *(_element(h, n) for h in range(n)), 'back']): ax.set_title(title, fontsize=8, pad=3)
+    for k, row in enumerate(axs): _draw_turn(row, m, k)
+    titles = ['digit', *(_element(h, n) for h in range(n)), 'back']
+    for ax, title in zip(axs[0], titles): ax.set_title(title, fontsize=9, pad=3)
 
-def _element(h, n): return f'h = {360*h/n:g}°' if n > 1 else 'map'
-def _frame(ax): ax.spines[:].set(visible=True, color=FRAME, linewidth=2.5)
+def _draw_turn(row, m, k):
+    "One pose: the digit, its maps, and the framed one turned back."
+    n = m.maps.shape[1]
+    scale = dict(vmin=0, vmax=float(m.maps.max()), interpolation='none')
+    row[0].imshow(m.digits[k, 0], vmin=0, vmax=1, interpolation='none')
+    row[0].set_ylabel(f'{90*k}°', rotation=0, ha='right', va='center')
+    for h in range(n): row[1 + h].imshow(m.maps[k, h], **scale)
+    row[1 + m.framed[k]].spines[:].set(visible=True, color=FRAME, linewidth=2.5)
+    row[n + 1].imshow(m.back[k], **scale)
+    row[n + 1].annotate(f'{m.differs[k]:.0%}', (1, .5), (4, 0), xycoords='axes fraction',
+                        textcoords='offset points', va='center')
+
+def _element(h, n):
+    "The title of a column of maps."
+    return f'h = {360*h/n:g}°' if n > 1 else 'map'
 
 # %% ../../nbs/evidence/turning.ipynb #0bdd9b7e
-def plot_maps(evidence:Evidence, name:str): # a figure of PICTURED
-    "Feature maps of a digit in four poses, two networks: below each other if they have many, else side by side."
-    found = {heading: feature_maps(evidence, run) for heading, run in pair(evidence, name).items()}
+def plot_maps(
+    evidence:Evidence,
+    name:str,      # a figure of PICTURED
+):
+    "Feature maps of a digit in four poses, two networks."
+    found = {heading: feature_maps(evidence, run)
+             for heading, run in pair(evidence, name).items()}
     columns = 2 + max(m.maps.shape[1] for m in found.values())
     below = columns > 4
-    fig = plt.figure(figsize=(.72*columns + .5, 6.9) if below else (6.2, 3.7))
-    for part, (heading, m) in zip(fig.subfigures(2 if below else 1, 1 if below else 2), found.items()):
-        _draw_maps(part, heading if below else _in_two(heading), m, columns)
+    fig = plt.figure(figsize=(7.4, 6.9) if below else (6.2, 4))
+    parts = fig.subfigures(*((2, 1) if below else (1, 2)))
+    for part, (heading, m) in zip(parts, found.items()):
+        _draw_maps(part, heading if below else _narrow(heading), m, columns)
     return fig
 
-@drawing('figure-6', "feature maps of a digit in four poses, group networks trained upright")
-def figure_6(evidence): return plot_maps(evidence, 'figure-6')
+def _narrow(heading):
+    "A heading for a narrow place, in three lines."
+    return _in_two(heading).replace(', trained', ',\ntrained')
 
-@drawing('figure-8', "feature maps of a digit in four poses, transformer networks trained upright")
-def figure_8(evidence): return plot_maps(evidence, 'figure-8')
+# %% ../../nbs/evidence/turning.ipynb #maps-drawn
+@drawing('figure-6',
+         "feature maps of a digit in four poses, group networks trained upright")
+def figure_6(evidence:Evidence): return plot_maps(evidence, 'figure-6')
+
+@drawing('figure-8',
+         "feature maps of a digit in four poses, transformer networks trained upright")
+def figure_8(evidence:Evidence): return plot_maps(evidence, 'figure-8')
