@@ -66,9 +66,10 @@ def _added(s):
     return 'bias', "something is added that differs from pose to pose"
 
 def _arrow(s):
-    if s.point.spatial or not any(_reads_as(s, r) for r in vector_readings(s.group, s.point.value)):
-        return None
-    return 'read-out', "an arrow that turns with the picture; if it should, say output='vector'"
+    arrows = [] if s.point.spatial else vector_readings(s.group, s.point.value)
+    if any(_reads_as(s, r) for r in arrows):
+        return 'read-out', ("an arrow that turns with the picture; if it should, say "
+                            "output='vector'")
 
 def _reads_as(s, reading):
     "Would it be exact, if its answer were read like that?"
@@ -105,7 +106,8 @@ def _poses(s):
     if reaches.sum(0).eq(1).all():
         return 'pose order', "each pose of its answer comes from one other"
     if attempt(lambda: right_sided(s)):
-        return 'pose order', "it commutes with poses multiplied from the right: hg⁻¹ for g⁻¹h"
+        return 'pose order', ("it commutes with poses multiplied from the right: hg⁻¹ for "
+                              "g⁻¹h")
     return 'kernel', ("it mixes poses, but not by their relative pose, as in a convolution "
                       "over folded channels")
 
@@ -131,7 +133,8 @@ def _moved(s):
 
 def _border(s):
     if lopsided(s):
-        return 'border', "exact without one row and column: more is added or cut on one side"
+        return 'border', ("exact without one row and column: more is added or cut on one "
+                          "side")
     if attempt(lambda: edge_only(s)):
         return 'border', "exact far from the border, but not beside it"
     if move := attempt(lambda: off_centre(s)):
@@ -153,13 +156,15 @@ def _filters(s):
         return 'kernel', ("it turns the wrong way: transposed, or its poses are counted "
                           "backwards")
     if additive(s):
-        return 'kernel', "its filters aren't turned copies of one another, as in a plain convolution"
+        return 'kernel', ("its filters aren't turned copies of one another, as in a plain "
+                          "convolution")
     if attempt(lambda: sparks_differ(s)):
-        return 'kernel', ("turned, it answers otherwise to one faint pixel: its filters aren't "
-                          "turned copies of one another")
+        return 'kernel', ("turned, it answers otherwise to one faint pixel: its filters "
+                          "aren't turned copies of one another")
 
 # %% ../nbs/networks/cause.ipynb #cause-order
-QUESTIONS = (_offset, _arrow, _size, _norm, _poses, _moved, _border, _place, _curve, _filters)
+QUESTIONS = (_offset, _arrow, _size, _norm, _poses, _moved, _border, _place, _curve,
+             _filters)
 
 def why_exact(
     s:Step,
@@ -189,7 +194,7 @@ def canvas(
     "A canvas of at least `least` pixels on which the step is exact at lattice turns."
     first = max(0, least - min(s.size()))
     if not s.exact:
-        return -16*(-first//16)                          # what fits stays so, what doesn't, too
+        return -16*(-first//16)                  # what fits goes on fitting
     sizes = range(first, first + 9)
     return next((d for d in sizes if attempt(lambda: not s.breaks(s.noise(d)))), 0)
 

@@ -48,7 +48,7 @@ class Diagnosis:
         return '\n'.join([*map(str, self.findings), self.note])
 
     def table(self): # a pandas DataFrame, one row per layer
-        "Each layer's errors on the lattice and between, its floor, what gathered, the verdict."
+        "Each layer's errors, on the lattice and between, its floor, and the verdict."
         import pandas as pd
         lattice = [g for g in self.group.elements() if self.group.lattice[g]]
         between = between_turns(self.group)
@@ -126,8 +126,8 @@ def _plot_worst(table, ax):
         ax.annotate(cause, (1.3e-8, i), va='center', fontsize=10, weight='bold')
     ax.set(title='worst of each', xlim=(4e-9, 2))
     ax.grid(alpha=.3)
-    ax.legend(fontsize=9, ncols=3, loc='upper center', bbox_to_anchor=(.5, -.1), frameon=False,
-              handletextpad=.2, columnspacing=1)
+    ax.legend(fontsize=9, ncols=3, loc='upper center', bbox_to_anchor=(.5, -.1),
+              frameon=False, handletextpad=.2, columnspacing=1)
 
 # %% ../nbs/networks/doctor.ipynb #6471f45c
 def _check(model, group, x):
@@ -138,9 +138,10 @@ def _check(model, group, x):
         raise ValueError(f"group must have elements that move something, such as "
                          f"CyclicGroup(8), got {group!r}")
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"x must be a tensor of float32 or float64, got "
-                         f"{getattr(x, 'dtype', type(x).__name__)}; half precision hides what "
-                         "is sought: x.float(), whatever the model's own precision")
+        got = getattr(x, 'dtype', type(x).__name__)
+        raise ValueError(f"x must be a tensor of float32 or float64, got {got}; half "
+                         "precision hides what is sought: x.float(), whatever the model's "
+                         "own precision")
     posed = x.ndim == 5
     if x.ndim not in (4, 5) or (posed and x.shape[2] != group.order) or len(x) == 0:
         raise ValueError(f"x must be images (B, C, H, W) or features "
@@ -151,7 +152,7 @@ def _check(model, group, x):
 
 # %% ../nbs/networks/doctor.ipynb #doc-copied
 def _copied(model):
-    "A copy in evaluation mode, without what `torch.compile` and data parallelism put around it."
+    "A copy in evaluation mode, taken out of `torch.compile` and data parallelism."
     kept = [t for m in model.modules() for t in all_tensors(vars(m)) if not t.is_leaf]
     copies = {id(t): t.detach().clone() for t in kept}   # PyTorch can't copy them
     try:
@@ -161,8 +162,8 @@ def _copied(model):
                 copies[id(m)] = copy.deepcopy(inner, copies)
         twin = copy.deepcopy(model, copies)
     except Exception as e:
-        raise ValueError(f"the model can't be copied, and diagnose won't touch the original: "
-                         f"{e}") from e
+        raise ValueError("the model can't be copied, and diagnose won't touch the "
+                         f"original: {e}") from e
     for m in twin.modules():
         _uncompile(m)
     return twin.eval().requires_grad_(False)
@@ -186,7 +187,7 @@ def _cast(model, dtype):
     return model
 
 def _in_double(twin, x):
-    "Both in double precision, where rounding hides nothing, if the model can; else in single."
+    "Both in double precision, where rounding hides nothing, if it can be; else single."
     for dtype in (torch.float64, torch.float32):
         try:
             _cast(twin, dtype)(x.to(dtype))
@@ -206,7 +207,8 @@ def _shake(model, by):
 # %% ../nbs/networks/doctor.ipynb #13de3a8f
 def _sound(s):
     "Exact as a whole, for what it was fed and for noise, in an answer that has places."
-    return s.point.spatial and all(is_exact(s, z) for z in (s.fed, s.noise(), s.noise(seed=1)))
+    probes = s.fed, s.noise(), s.noise(seed=1)
+    return s.point.spatial and all(is_exact(s, z) for z in probes)
 
 def _judge(t, steps):
     "A finding for each guilty step, and findings that belong to no step."
@@ -230,9 +232,9 @@ def diagnose(
     group:FiniteGroup,    # whose elements it should commute with
     x:Tensor,             # what it is fed: images (B, C, H, W), or features (B, C, G, H, W)
     shake:float=0.,       # disturb each parameter by this fraction: finds faults that sleep
-    output:str|None=None, # 'vector': the answer is an arrow, or a field of them, that turns along
+    output:str|None=None, # 'vector': the answer is an arrow that turns along, or a field
 )->Diagnosis:
-    "Measure every layer of `model` by itself, name those that break equivariance, and say why."
+    "Which layers of `model` break equivariance, each measured by itself, and why."
     _check(model, group, x)
     with settled():
         twin = _copied(model)
@@ -291,19 +293,21 @@ def _input_note(t, total, guilty):
     "What turning x there and back does to x, and to the answer."
     G, between = t.group, between_turns(t.group)
     lattice = [g for g in G.elements() if G.lattice[g]]
-    exact = guilty and total[-1, lattice].max() < 1e-5
-    whole = "On these images the answer is exact on the lattice nonetheless. " if exact else ""
+    whole = ""
+    if guilty and total[-1, lattice].max() < 1e-5:
+        whole = "On these images the answer is exact on the lattice nonetheless. "
     if not between:
         return (f"{whole}The elements of {G} map the pixel grid to itself: nothing is "
                 "interpolated.")
     answer = t.points[-1]
-    s = Step(G, Point('', answer.value, (0,), run=t.model, reading=answer.reading), [t.points[0]])
+    point = Point('', answer.value, (0,), run=t.model, reading=answer.reading)
+    s = Step(G, point, [t.points[0]])
     back = {g: s.moved(G.inverse(g), s.moved(g, [t.x]))[0] for g in between}
     lost = max(relative(b, t.x, False) for b in back.values())
     by_input = max(s.compare(s.run(b), s.run(t.x), g) for g, b in back.items())
     moves = total[-1, between].max().item()
     share = min(1, by_input/moves) if moves > 0 else 1
-    text = (f"{whole}Between the lattice turns the answer moves by up to {moves:.1%}. Turning x "
-            f"there and back loses {lost:.1%} of x and moves the answer by {by_input:.1%}: "
-            f"input interpolation explains {share:.0%}.")
+    text = (f"{whole}Between the lattice turns the answer moves by up to {moves:.1%}. "
+            f"Turning x there and back loses {lost:.1%} of x and moves the answer by "
+            f"{by_input:.1%}: input interpolation explains {share:.0%}.")
     return text if guilty or share < .5 else f"{text} {REMEDIES['input interpolation']}"

@@ -58,7 +58,7 @@ def additive(s:Step)->bool:
     return respects(s, s.compare(f(*a) + f(*b), both))
 
 def scale_free(s:Step)->bool:
-    "Do large sources, ten times larger, give the same, or the same times much less than ten?"
+    "Do large sources, ten times larger, give the same, times much less than ten?"
     f, z = without_offset(s), s.noise()
     small, large = f(*[1e3*t for t in z]), f(*[1e4*t for t in z])
     factor = ((small*large).sum()/small.square().sum()).item()
@@ -111,7 +111,7 @@ def rearranges(s:Step)->bool:
 
 # %% ../nbs/networks/question.ipynb #quest-flips
 def flips(s:Step)->bool:
-    "Numbers change signs so that no mean and no variance notices: does only that come through?"
+    "Numbers change signs, unnoticed by mean and variance: does only that come through?"
     wide = (i for i, p in enumerate(s.sources) if p.spatial and min(p.maps.shape[-2:]) > 1)
     i = next(wide, None)
     if i is None or not s.point.spatial or s.point.maps.shape != s.sources[i].maps.shape:
@@ -227,7 +227,7 @@ def off_centre(
     s:Step,
     margin:int=8, # pixels
 ):                # (down, right), or None if that doesn't help
-    "By how much must turned sources be moved for the answer to be exact, far from the border?"
+    "How far must turned sources be moved for an exact answer, far from the border?"
     if not s.size() or not s.point.spatial or not s.exact:
         return None
     z = s.noise(2*margin)
@@ -258,7 +258,8 @@ def without_poses(s:Step)->list: # of tensors
     "Sources with all poses alike."
     def alike(u):
         return u[:, :, :1].expand(u.shape).clone() if u.ndim in (3, 5) else u
-    return [p.reading.pack(alike(p.reading.unpack(t))) for p, t in zip(s.sources, s.noise())]
+    pairs = zip(s.sources, s.noise())
+    return [p.reading.pack(alike(p.reading.unpack(t))) for p, t in pairs]
 
 def prefers_poses(s:Step)->bool:
     "Given constant maps, does the middle of its answer break the rule?"
@@ -413,7 +414,7 @@ def copies(
     return sum(right) > .75*len(right)
 
 def _as_it_should_be(s, g, p, first, there):
-    "Is what pose g·p gets most like what pose p got, turned by g? None for an empty filter."
+    "Is what pose g·p gets most like the turned one of p? None for an empty filter."
     there = there if p is None else there[:, :, s.group.product(g, p)]
     filters = first if p is None else first[:, :, p]
     if filters.norm() < 1e-6*first.norm():

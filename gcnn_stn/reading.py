@@ -26,7 +26,7 @@ def _same(t):
 class Reading:
     "How a tensor holds what it holds."
     name:str
-    unpack:object=_same      # → (B,), (B, C), (B, C, G), (B, C, H, W), (B, C, G, H, W) or (B, C, 2, H, W)
+    unpack:object=_same      # → (B,), (B, C), (B, C, G), (B, C, 2), or with (…, H, W)
     pack:object=_same        # and back
     frequency:int|None=None  # of a vector field
     odd:int=0                # how unusual it is: settles ties
@@ -88,8 +88,9 @@ def move_maps(
         raise ValueError(f"the elements of {group} are 0 … {group.order - 1}, got {g!r}")
     posed = u.ndim in (3, 5)
     if u.ndim not in (1, 2, 3, 4, 5) or (posed and u.shape[2] != group.order):
-        raise ValueError(f"{group} moves (B,), (B, C), (B, C, {group.order}), (B, C, H, W) or "
-                         f"(B, C, {group.order}, H, W), got {tuple(u.shape)}; reshape it")
+        raise ValueError(f"{group} moves (B,), (B, C), (B, C, {group.order}), (B, C, H, W) "
+                         f"or (B, C, {group.order}, H, W), got {tuple(u.shape)}; "
+                         "reshape it")
     return Reading('').move(group, g, u)
 
 # %% ../nbs/networks/reading.ipynb #read-lat
@@ -102,7 +103,8 @@ def between_turns(
 )->list:               # of elements
     "One element for each family of lattice turns, the lattice's own left out."
     if not isinstance(group, FiniteGroup):
-        raise ValueError(f"group must be a FiniteGroup, such as CyclicGroup(8), got {group!r}")
+        raise ValueError("group must be a FiniteGroup, such as CyclicGroup(8), "
+                         f"got {group!r}")
     lattice = [g for g in group.elements() if group.lattice[g]]
     done, found = set(), []
     for g in group.elements():
@@ -113,7 +115,7 @@ def between_turns(
 
 # %% ../nbs/networks/reading.ipynb #97ab9279
 class Step:
-    "One piece of a model on the bench: what it was fed, what it answered, how both are read."
+    "One piece of a model: what it was fed, what it answered, how both are read."
     def __init__(
         self,
         group:FiniteGroup,
@@ -121,13 +123,14 @@ class Step:
         sources:list,     # points that it is made from
         places:bool=True, # False: only poses and arrows are moved
     ):
-        self.group, self.point, self.sources, self.reading = group, point, sources, point.reading
+        self.group, self.point, self.sources = group, point, sources
+        self.reading = point.reading
         self.fed = [p.value for p in sources]
         self.places = places and any(p.spatial for p in (point, *sources))
         exact = group.lattice if self.places else [True]*group.order
         self.exact = [g for g in others(group) if exact[g]]      # nothing is interpolated
         self.between = between_turns(group) if self.places else []
-        self.known = {}                          # answers to questions that were asked before
+        self.known = {}                          # what was found out before
 
     def run(self, *z):
         "What it makes of these sources."
@@ -143,7 +146,7 @@ class Step:
         return self.reading.move(self.group, g, y, self.places)
 
     def compare(self, there, back, g=None, crop=0):
-        "Relative difference of two answers, moved by g; `crop` pixels at the border don't count."
+        "Relative difference of two answers at g; `crop` pixels at the border don't count."
         there, back = (self.reading.unpack(t) for t in (there, back))
         if crop:
             there, back = (F.pad(t, (-crop,)*4) for t in (there, back))
@@ -180,7 +183,7 @@ class Step:
         return eps*(100 + 10*self.compare(run(*shaken), run(*z))/shake)
 
     def breaks(self, z, run=None, out=None):
-        "Does it fail where nothing is interpolated? (Without such elements: above its floor?)"
+        "Does it fail where nothing is interpolated (or else: above its floor)?"
         elements = self.exact or self.between
         if self.exact:
             allowed = [self.rounding(z, run)]*len(elements)
@@ -190,18 +193,18 @@ class Step:
 
     def size(self):
         "Height and width of the first source that has them, if they are turned."
-        sizes = (tuple(p.maps.shape[-2:]) for p in self.sources if p.spatial and self.places)
-        return next(sizes, None)
+        spatial = [p for p in self.sources if p.spatial and self.places]
+        return tuple(spatial[0].maps.shape[-2:]) if spatial else None
 
     def noise(self, extra=0, seed=0):
-        "Random sources of the recorded strength and sign; smooth ones where nothing is exact."
+        "Random sources of the recorded strength; smooth ones where nothing is exact."
         if not self.exact:
             return self.smooth(extra, seed=seed)
         gen = torch.Generator().manual_seed(seed)
         return [noise_like(p, extra, gen) for p in self.sources]
 
     def smooth(self, extra=0, background=False, seed=0):
-        "Smooth sources that fade out before the border, into zero or the recorded background."
+        "Smooth sources that fade out before the border, into zero or the background."
         return [smooth_like(p, extra, background, seed) if p.spatial else p.value
                 for p in self.sources]
 

@@ -249,7 +249,7 @@ class _Reader:
     def __init__(self, trace, group, output):
         self.trace, self.group, self.output = trace, group, output
         self.points, self.batch = trace.points, len(trace.x)
-        self.readings = [[] for _ in self.points]        # that were tried, and what they unpack
+        self.readings = [[] for _ in self.points]        # tried ones, with what they unpack
         self.numbers, self.found = {}, {}                # what is known already
         self.last = {i: self.last_use(i) for i in range(len(self.points))}
 
@@ -270,7 +270,8 @@ class _Reader:
         back = None if u is None else attempt(lambda: reading.pack(u))
         if back is None or back.shape != t.shape or u.ndim > 5:
             return None
-        posed, width = u.ndim in (3, 5), self.group.order if reading.frequency is None else 2
+        posed = u.ndim in (3, 5)
+        width = self.group.order if reading.frequency is None else 2
         if posed and u.shape[2] != width:
             return None
         reading = replace(reading, poses=posed)
@@ -322,7 +323,8 @@ class _Reader:
     def step(self, k, labels):
         "Point k on the bench, its sources read as the labels say."
         sources, run, name = self.through(k, labels)
-        point = replace(self.points[k], sources=sources, run=run, name=name, reading=Reading(''))
+        new = dict(sources=sources, run=run, name=name, reading=Reading(''))
+        point = replace(self.points[k], **new)
         fed = [replace(self.points[i], reading=labels[i]) for i in sources]
         return Step(self.group, point, fed)
 
@@ -399,18 +401,20 @@ class _Reader:
 def read(
     t:Trace,
     group:FiniteGroup,
-    output:str|None=None, # 'vector': the answer is an arrow in the plane, or a field of them
+    output:str|None=None, # 'vector': the answer is an arrow in the plane, or a field
 )->Trace:
     "Find a reading for every point: those under which the fewest steps break."
     if not isinstance(group, FiniteGroup):
-        raise ValueError(f"group must be a FiniteGroup, such as CyclicGroup(8), got {group!r}")
+        raise ValueError("group must be a FiniteGroup, such as CyclicGroup(8), "
+                         f"got {group!r}")
     if output not in (None, 'vector'):
-        raise ValueError(f"output must be None (what it looks like) or 'vector', got {output!r}")
+        raise ValueError("output must be None (what it looks like) or 'vector', "
+                         f"got {output!r}")
     G, first, shape = group.order, t.points[0], tuple(t.points[-1].value.shape)
     first.reading = natural_reading(group, first.value, len(t.x))
     if first.reading is None:
-        raise ValueError(f"x must be (B, C), (B, C, {G}), (B, C, H, W) or (B, C, {G}, H, W) "
-                         f"for {group}, got {tuple(first.value.shape)}")
+        raise ValueError(f"x must be (B, C), (B, C, {G}), (B, C, H, W) or "
+                         f"(B, C, {G}, H, W) for {group}, got {tuple(first.value.shape)}")
     if output == 'vector' and (len(shape) < 2 or vector_reading(shape) is None):
         raise ValueError(f"vectors are (B, 2), (B, C, 2), (B, 2C), (B, C, 2, H, W) or "
                          f"(B, 2C, H, W), got {shape}; reshape them")

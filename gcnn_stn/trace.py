@@ -30,7 +30,7 @@ def hooked(
     enter,           # (name, module, (args, kwargs)) → the same, or others
     leave,           # (name, module, answer) → the same, or another
 ):
-    "While this lasts, `enter` and `leave` see what goes into and comes out of every module."
+    "While this lasts, `enter` and `leave` see what goes into and out of every module."
     _check_model(model)
     def before(name, m, args, kwargs):
         return enter(name, m, (args, kwargs))
@@ -161,11 +161,11 @@ class Point:
     sources:tuple      # indices of the points that it was made from
     inside:tuple=()    # names of the modules that were running
     run:object=None    # (*values of the sources) → what is made of them
-    part:bool=False    # made by a module that can be run by itself, not by code between modules
+    part:bool=False    # made by a module that can be run by itself, not by code
     reading:object=None # how it turns with the picture, once that is known
 
     @property
-    def maps(self)->Tensor: # (B, C, H, W) or (B, C, G, H, W); without places (B, C) or (B, C, G)
+    def maps(self)->Tensor: # (B, C, H, W) or (B, C, G, H, W); (B, C) or (B, C, G)
         "Its tensor, unpacked by its reading."
         return self.reading.unpack(self.value)
 
@@ -243,7 +243,7 @@ class Trace:
             return self.model(x)
 
     def within(self, target, sources, free=()):
-        "How to run the model as far as point `target`, all before it given but those `free`."
+        "How to run the model up to point `target`, all before it given but those `free`."
         def run(*values):
             given = dict(zip(sources, values))
             def see(i, t):
@@ -365,7 +365,8 @@ class _Recorder:
     def see(self, where, t, place=None):
         "Called with every tensor that enters (`place` None) or leaves; its twin goes on."
         i = None
-        known = self.index(t) is not None or t.requires_grad     # gradients are the model's own
+        own = t.requires_grad                    # gradients are the model's business
+        known = self.index(t) is not None or own
         if not known and (not self.trace.points or self.flow.sources(t)):
             i, t = self.add(t, place)
         self.trace.visits.append((where, i))
@@ -393,9 +394,10 @@ def trace(
     model:nn.Module, # in evaluation mode
     x:Tensor,        # what it is fed
 )->Trace:            # with points, and blocks: what modules with parts were given and gave
-    "Every tensor on the way of `x` through `model`, and how each is made from earlier ones."
+    "Every tensor on the way of `x` through `model`, and how it is made from earlier ones."
     _check_model(model)
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0 or x.numel() == 0:
+    valid = isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 0 and x.numel() > 0
+    if not valid:
         got = f'{tuple(x.shape)} of {x.dtype}' if isinstance(x, Tensor) else repr(x)
         raise ValueError(f"x must be a tensor of floating point numbers (B, …), got {got}")
     t = Trace(model, x)
@@ -405,9 +407,9 @@ def trace(
         out = model(x)
     if not isinstance(out, Tensor) or not out.is_floating_point():
         got = out.dtype if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"the model must answer with one tensor of floating point numbers, "
-                         f"got {got}; wrap it in a module that picks one")
-    if recorder.index(out) is None:                      # nothing leads from x to the answer
+        raise ValueError(f"the model must answer with one tensor of floating point "
+                         f"numbers, got {got}; wrap it in a module that picks one")
+    if recorder.index(out) is None:                  # nothing leads from x to the answer
         t.points[1:] = [Point('(model)', out.detach().clone(), (0,), run=model)]
         t.visits = [(where, i if i == 0 else None) for where, i in t.visits]
         t.blocks = []
