@@ -65,7 +65,11 @@ def scale_free(s:Step)->bool:
     return 0 < factor < 5 and respects(s, s.compare(large, factor*small))
 
 # %% ../nbs/networks/question.ipynb #b89cbd14
-def on_places(s, z, f):
+def on_places(
+    s:Step,
+    z:list, # its sources
+    f,      # maps → maps
+)->list:
     "Sources z, with f applied to those that have places."
     return [p.reading.pack(f(p.reading.unpack(t))) if p.spatial else t
             for p, t in zip(s.sources, z)]
