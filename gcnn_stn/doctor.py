@@ -146,7 +146,8 @@ def _check(model, group, x):
     if x.ndim not in (4, 5) or (posed and x.shape[2] != group.order) or len(x) == 0:
         raise ValueError(f"x must be images (B, C, H, W) or features "
                          f"(B, C, {group.order}, H, W) of {group}, got {tuple(x.shape)}")
-    if not x.isfinite().all() or (x == x.flatten()[0]).all():
+    flat = x.flatten(1)
+    if not x.isfinite().all() or (flat == flat[:, :1]).all():
         raise ValueError("x must be finite and show something, got constant or infinite "
                          "images; take smooth_images(4, size)")
 
