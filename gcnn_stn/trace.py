@@ -71,9 +71,9 @@ def all_tensors(
     return [t for branch in _branches(tree).values() for t in all_tensors(branch)]
 
 def floats(
-    tree, # likewise
+    tree, # tuples, lists, dicts and dataclasses, with tensors and other things in them
 )->list:  # of tensors
-    "Those that hold floating point numbers."
+    "The tensors of a tree that hold floating point numbers."
     return [t for t in all_tensors(tree) if t.is_floating_point()]
 
 def _copied_containers(tree):
@@ -189,7 +189,11 @@ class Frame:
 # %% ../nbs/networks/trace.ipynb #8a3e63eb
 class Trace:
     "A model taken apart: its points in order, and the means to run any piece of it again."
-    def __init__(self, model, x):
+    def __init__(
+        self,
+        model:nn.Module, # in evaluation mode
+        x:Tensor,        # what it is fed
+    ):
         self.model, self.x, self.group = model, x, None
         self.points = []     # of Point: the input, every new tensor, the answer
         self.visits = []     # (where, index of a point or None), in the order of the hooks
@@ -294,7 +298,10 @@ class Trace:
 
 class AnotherPath(RuntimeError):
     "The model, run again, took another path than before."
-    def __init__(self, where):
+    def __init__(
+        self,
+        where:str, # name of the module that did
+    ):
         super().__init__(f"{where} took another path than before")
         self.where = where
 
