@@ -45,7 +45,7 @@ def by_angle(evidence:Evidence):
     return fig
 
 def matched(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->list:               # of records
     "The small grid's networks that are matched by parameters."
     return [r for r in evidence.records('small') if not r['contender'].endswith('wide')]
@@ -77,10 +77,10 @@ def _parts(net, x):
 
 @torch.no_grad()
 def errors_by_layer(
-    evidence:Evidence,
-    run,              # a Run of it
-    n:int=16,         # digits
-)->pd.DataFrame:      # a row for each block: quarter (worst), between (mean)
+    evidence:Evidence, # what a study has left
+    run,               # a Run of it
+    n:int=16,          # digits
+)->pd.DataFrame:       # a row for each block: quarter (worst), between (mean)
     "Equivariance error of what each block of a network puts out, on digits."
     net = evidence.net(run)
     group = getattr(net, 'group', CyclicGroup(8))
@@ -120,7 +120,7 @@ COSTS = {
 }
 
 def costs(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->pd.DataFrame: # regime, contender, runs, error (%), least, most, and the costs
     "A row for each network and regime: its error on rotated digits, and what it costs."
     df = evidence.table('small').assign(error=lambda d: 100 - 100*d.rotated)
@@ -225,7 +225,7 @@ def _phases(net, x): # images (B, 1, H, W) → (B, C), complex
     return torch.complex(f @ turn.cos(), f @ turn.sin())
 
 def turn_back(
-    net,
+    net,            # a trained network
     x,              # images, upright (B, 1, H, W)
     turned,         # the same, turned (B, 1, H, W)
 )->torch.Tensor:    # degrees (B,)
@@ -237,10 +237,10 @@ def turn_back(
 
 @torch.no_grad()
 def tracked(
-    evidence:Evidence,
-    run,              # a Run of it
-    n:int=500,        # digits
-)->tuple:             # digits' angles, the network's turns, labels, all (n,)
+    evidence:Evidence, # what a study has left
+    run,               # a Run of it
+    n:int=500,         # digits
+)->tuple:              # digits' angles, the network's turns, labels, all (n,)
     "What a network makes of the angles of turned test digits."
     x, y = (part[:n] for part in load_data().upright)
     a, x, net = spread(y), unit_range(x), evidence.net(run)
@@ -283,7 +283,7 @@ def angle_tracking(evidence:Evidence):
 
 # %% ../../nbs/evidence/chart.ipynb #e997ea16
 def curves(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->pd.DataFrame:       # contender, regime, seed, epoch, loss, accuracy, …
     "The logs of all runs matched by parameters, epoch by epoch."
     logs = []
@@ -332,10 +332,10 @@ def fine_basis(
     return waves(fine)/energy.sqrt()
 
 def learned_kernels(
-    evidence:Evidence,
-    run,              # of a group network
-    fine:int=1,       # more: the functions behind the pixels
-)->torch.Tensor:      # (C, G, k·fine, k·fine)
+    evidence:Evidence, # what a study has left
+    run,               # of a group network
+    fine:int=1,        # more: the functions behind the pixels
+)->torch.Tensor:       # (C, G, k·fine, k·fine)
     "The kernels of the first layer, each in all poses; the strongest comes first."
     lift = evidence.net(run).blocks.block1[0]
     w = lift.weight.detach()[:, 0].cpu()
@@ -380,11 +380,11 @@ def kernel_copies(evidence:Evidence):
 # %% ../../nbs/evidence/chart.ipynb #a6ee320e
 @torch.no_grad()
 def square(
-    evidence:Evidence,
-    run,              # a Run of it
-    index:int=4,      # of a test digit
-    g:int=1,          # element of C8
-)->tuple:             # maps (H, W): one way, the other, their difference; relative error
+    evidence:Evidence, # what a study has left
+    run,               # a Run of it
+    index:int=4,       # of a test digit
+    g:int=1,           # element of C8
+)->tuple:              # maps (H, W): one way, the other, their difference; relative error
     "Both ways through the first block, for its strongest channel (and pose)."
     net, group = evidence.net(run), CyclicGroup(8)
     def first(x): return net.activations(normalize(x))['block1']

@@ -92,11 +92,11 @@ def _alike(wanted):
 
 # %% ../../nbs/evidence/figure.ipynb #find-code
 def find(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     grid:str,          # a key of GRIDS
     contender:str,     # a key of CONTENDERS
     regime:str,        # how it was trained, such as 'upright'
-    seed:int=0,
+    seed:int=0,        # of the run
 )->Run:                # whose weights are there
     "The run, or the one that stands in for it."
     asked = f'contender={contender},regime={regime},seed={seed}'
@@ -148,7 +148,7 @@ def drawing(
     return wrap
 
 def notes(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     name:str,          # of the drawing
 )->str:                # empty if nothing did
     "What stood in for what when a drawing was made; forgets it."
@@ -183,7 +183,7 @@ PICTURED = {
 
 # %% ../../nbs/evidence/figure.ipynb #pair-code
 def pair(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     name:str,          # a key of PICTURED
 )->dict:               # heading → Run; one, if the repaired network stands in
     "The networks of a figure: the published one, or its stand-in, and the repaired one."
@@ -213,10 +213,10 @@ def full_turn(
 
 @torch.no_grad()
 def embed(
-    evidence:Evidence,
-    run:Run,
-    x:torch.Tensor, # in [0, 1] (N, 1, 28, 28)
-)->torch.Tensor:    # (N, F)
+    evidence:Evidence, # what a study has left
+    run:Run,           # one of its networks
+    x:torch.Tensor,    # in [0, 1] (N, 1, 28, 28)
+)->torch.Tensor:       # (N, F)
     "What a network's classifier sees of some images."
     net = evidence.net(run)
     parts = [net.embed(normalize(part.to(evidence.device))).cpu() for part in x.split(100)]
@@ -227,8 +227,8 @@ CROWD = 1000   # digits on a map
 
 @functools.lru_cache(maxsize=8)
 def crowd(
-    evidence:Evidence,
-    run:Run,
+    evidence:Evidence, # what a study has left
+    run:Run,           # one of its networks
 )->tuple:              # embeddings (CROWD, F), labels (CROWD,)
     "Embeddings of rotated test digits: stored, if they are this network's, or computed."
     x, y = (t[:CROWD] for t in load_data().rotated)
@@ -245,8 +245,8 @@ def _stored(evidence, run):
     return load_file(path)['rotated'][:CROWD].float()
 
 def same_class(
-    evidence:Evidence,
-    run:Run,
+    evidence:Evidence, # what a study has left
+    run:Run,           # one of its networks
 )->float:              # in [0, 1]
     "The share of digits whose nearest neighbour in the embedding is of their class."
     e, y = crowd(evidence, run)
@@ -288,7 +288,7 @@ def _draw_map(ax, points, y):
 
 # %% ../../nbs/evidence/figure.ipynb #tsne-plot
 def plot_tsne(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     name:str,          # a figure of PICTURED
 ):
     "Maps of two embeddings."
@@ -331,7 +331,7 @@ def left_over(
 # %% ../../nbs/evidence/figure.ipynb #00ff5342
 @torch.no_grad()
 def transformed(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     run:Run,           # of a network with a transformer
     x:torch.Tensor,    # images in [0, 1] (N, 1, H, W)
 )->tuple:              # images in [0, 1] (N, 1, H, W), degrees they were turned by (N,)
@@ -344,7 +344,7 @@ def transformed(
 
 # %% ../../nbs/evidence/figure.ipynb #21712f80
 def plot_transformed(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     name:str,          # a figure of PICTURED
     index,             # which test digits (N,)
     degrees,           # how they are turned (N,)

@@ -36,9 +36,9 @@ def write(
 
 def draw_all(
     names,             # keys of DRAWINGS
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     out,               # folder
-    progress=True,
+    progress=True,     # whether to show it
 )->tuple: # files by name, notes by name, reasons by name of what couldn't be drawn
     "Draw; what lacks its evidence doesn't stop the others."
     files, said, failed, out = {}, {}, {}, user_path(out)
@@ -51,7 +51,7 @@ def draw_all(
 
 # %% ../../nbs/evidence/gallery.ipynb #cbd48bc8
 def report_missing(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
     few=3,             # runs of a grid that are named one by one; of more, the grid is
 )->str:
     "A line for each grid with missing runs, and the command that makes them."
