@@ -58,8 +58,8 @@ def contender_of(
     return f"stcnn-{row['mode']}-{size}-loc{loc}-{row['init']}"
 
 def published(
-    evidence:Evidence,
-    name='tables', # or 'runs'
+    evidence:Evidence, # what a study has left
+    name='tables',     # or 'runs'
 )->pd.DataFrame:
     "What the study printed: a row for each configuration, or for each of its runs."
     path = evidence.results/'published'/f'{name}.csv'
@@ -77,9 +77,9 @@ def repaired(
     return 'stcnn' if contender.startswith('stcnn') else contender[:7]
 
 def accuracies(
-    evidence:Evidence,
-    grid:str,      # a key of GRIDS
-)->dict:           # (contender, regime) → accuracy on rotated digits, by seed (n,)
+    evidence:Evidence, # what a study has left
+    grid:str,          # a key of GRIDS
+)->dict:               # (contender, regime) → accuracy on rotated digits, by seed (n,)
     "What has been run."
     df = evidence.table(grid)
     if not len(df): return {}
@@ -97,7 +97,7 @@ def cost(
 # %% ../../nbs/evidence/table.ipynb #f4768f38
 @drawing('published-rows', "all forty published rows, rerun and repaired, as numbers")
 def published_rows(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->pd.DataFrame:       # a row for each published one
     "Published, rerun, repaired; accuracies in [0, 1]."
     again, small = accuracies(evidence, 'published'), accuracies(evidence, 'small')
@@ -164,9 +164,9 @@ TABLES = {
 }
 
 def published_table(
-    evidence:Evidence,
-    number:int,    # 1 … 5
-)->pd.DataFrame:   # of text; accuracies on rotated digits in percent
+    evidence:Evidence, # what a study has left
+    number:int,        # 1 … 5
+)->pd.DataFrame:       # of text; accuracies on rotated digits in percent
     "A published table, run again, and repaired."
     if number not in TABLES:
         raise ValueError(f"number must be one of {[*TABLES]}, got {number!r}")
@@ -179,11 +179,11 @@ for number, about in TABLES.items():
 
 # %% ../../nbs/evidence/table.ipynb #f5d49011
 def difference(
-    evidence:Evidence,
-    a:str,         # contender of the small grid
-    b:str,         # another
-    regime:str,    # how both were trained
-)->dict:           # from estimate, in points
+    evidence:Evidence, # what a study has left
+    a:str,             # contender of the small grid
+    b:str,             # another
+    regime:str,        # how both were trained
+)->dict:               # from estimate, in points
     "How much better `a` reads rotated digits than `b`, paired by seed."
     runs = accuracies(evidence, 'small')
     nothing = pd.Series(dtype=float)
@@ -191,11 +191,11 @@ def difference(
     return estimate(100*(one - other).dropna())
 
 def published_difference(
-    evidence:Evidence,
-    a:str,         # a condition such as "init == 'random'"
-    b:str,         # another
-    keys:list,     # columns that make a pair
-)->dict:           # from estimate, in points; n: pairs of configurations
+    evidence:Evidence, # what a study has left
+    a:str,             # a condition such as "init == 'random'"
+    b:str,             # another
+    keys:list,         # columns that make a pair
+)->dict:               # from estimate, in points; n: pairs of configurations
     "How much better published networks of one kind read than those of another, by means."
     tables = published(evidence)
     one, other = (tables.query(rule).set_index(keys)['mean'] for rule in (a, b))
@@ -218,7 +218,7 @@ EFFECTS = { # what was changed → with it, without it
 @drawing('effects',
          "what each repair did: differences on rotated digits in points, paired by seed")
 def effects(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->pd.DataFrame:       # of text
     "Paired differences on rotated digits, a row for each change."
     rows = [_effect(evidence, change, a, b) for change, (a, b) in EFFECTS.items()]
@@ -244,7 +244,7 @@ def _alive(evidence):
 # %% ../../nbs/evidence/table.ipynb #137f7d28
 @drawing('costs', "parameters, arithmetic and training time of every network")
 def costs(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->pd.DataFrame:       # of text
     "What each network costs, the published ones and ours."
     df = evidence.table('small')
@@ -278,7 +278,7 @@ def _records(evidence, grid='small'):
 
 @drawing('summary', "the repaired study: cost and accuracy of every network")
 def small_summary(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->pd.DataFrame: # of text
     "The repaired study: cost and accuracy of every network."
     return summary(_records(evidence))
@@ -286,7 +286,7 @@ def small_summary(
 @drawing('six-nine',
          "how much of the error on rotated digits is six taken for nine, or nine for six")
 def six_nine(
-    evidence:Evidence,
+    evidence:Evidence, # what a study has left
 )->pd.DataFrame: # of text
     "How much of the error on rotated digits is six taken for nine, or nine for six."
     return six_and_nine(_records(evidence))

@@ -21,11 +21,11 @@ from ..study.grid import CONTENDERS, Run
 # %% ../../nbs/evidence/turning.ipynb #a7f54e39
 @torch.no_grad()
 def strip(
-    evidence:Evidence,
-    run:Run,
-    n:int=4,       # poses in a full turn
-    digit:int=4,   # of the test set
-)->tuple:          # embeddings (n, F), how far each is from the first (n,), class read (n,)
+    evidence:Evidence, # what a study has left
+    run:Run,           # one of its networks
+    n:int=4,           # poses in a full turn
+    digit:int=4,       # of the test set
+)->tuple:              # embeddings (n, F), how far from the first (n,), class read (n,)
     "The embedding of a digit in n poses; distances in units of the median between digits."
     e = embed(evidence, run, turned([digit]*n, full_turn(n)))
     unit = torch.pdist(crowd(evidence, run)[0][:200]).median()
@@ -66,8 +66,8 @@ def _poses(run):
     return CONTENDERS[run.contender].get('order', 4)
 
 def plot_strips(
-    evidence:Evidence,
-    name:str,      # a figure of PICTURED
+    evidence:Evidence, # what a study has left
+    name:str,          # a figure of PICTURED
 ):
     "Embeddings of a digit in several poses, two networks."
     runs = pair(evidence, name)
@@ -117,9 +117,9 @@ class Maps:
 # %% ../../nbs/evidence/turning.ipynb #fb49ed47
 @torch.no_grad()
 def feature_maps(
-    evidence:Evidence,
-    run:Run,
-    digit:int=4,   # of the test set
+    evidence:Evidence, # what a study has left
+    run:Run,           # one of its networks
+    digit:int=4,       # of the test set
 )->Maps:
     "A channel in the middle of a network, while a test digit turns."
     net, x = evidence.net(run), turned([digit]*4, full_turn(4))
@@ -175,8 +175,8 @@ def _element(h, n):
 
 # %% ../../nbs/evidence/turning.ipynb #0bdd9b7e
 def plot_maps(
-    evidence:Evidence,
-    name:str,      # a figure of PICTURED
+    evidence:Evidence, # what a study has left
+    name:str,          # a figure of PICTURED
 ):
     "Feature maps of a digit in four poses, two networks."
     found = {heading: feature_maps(evidence, run)
