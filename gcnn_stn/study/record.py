@@ -95,6 +95,7 @@ class RecordWarning(UserWarning):
 def _no_number(text):   # JSON has no NaN and no Infinity, but Python reads them
     raise ValueError(f'{text} is no number')
 
+# %% ../../nbs/study/record.ipynb #c61e80dc
 def read_record(
     path,     # of a record
 )->dict:      # what it says
@@ -126,6 +127,7 @@ class Failure:
         reason = f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0]
         return cls(reason + memory, traceback.format_exc())
 
+# %% ../../nbs/study/record.ipynb #b764461e
 def write_failure(
     out,               # folder of records
     id:str,            # of the run
