@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from gcnn_stn import data, dataset, equivariance, group, stn
+import gcnn_stn.study.data as loading
+from gcnn_stn import data, equivariance, group, stn
+from gcnn_stn.study import images, rot
 
 C4, C8 = group.CyclicGroup(4), group.CyclicGroup(8)
 GREY = torch.rand(4, 1, 9, 9)
@@ -70,17 +72,17 @@ RIGHT = {
     data.normalize: dict(x=GREY, mean=.1, std=.2),
     data.prepare: dict(x=GREY, degrees=ZEROS, mean=.1, std=.2),
     data.split: dict(n=9, sizes=[3, 2], seed=0),
-    dataset.pixel_statistics: dict(x=BYTES),
-    dataset.image_data: dict(name='x', train=PAIR, test=PAIR, classes=4),
-    dataset.resize: dict(x=BYTES, size=5),
-    dataset.draw_rot: dict(seed=0),
-    dataset.read_amat: dict(path='x', lines=None),
-    dataset.chirality: dict(x=GREY),
-    dataset.is_mirrored: dict(x=GREY, y=LABELS),
-    dataset.mnist_rot_original: dict(folder='x'),
-    partial(dataset.from_torchvision, download=False):
+    images.pixel_statistics: dict(x=BYTES),
+    images.image_data: dict(name='x', train=PAIR, test=PAIR, classes=4),
+    images.resize: dict(x=BYTES, size=5),
+    rot.draw_rot: dict(seed=0),
+    rot.read_amat: dict(path='x', lines=None),
+    rot.chirality: dict(x=GREY),
+    rot.is_mirrored: dict(x=GREY, y=LABELS),
+    rot.mnist_rot_original: dict(folder='x'),
+    partial(loading.from_torchvision, download=False):
         dict(name='KMNIST', root='x', size=None),
-    dataset.load_dataset: dict(name='digits', root=None, download=False, size=None),
+    loading.load_dataset: dict(name='digits', root=None, download=False, size=None),
     group.check_table: dict(table=C4.table),
     group.check_matrices: dict(table=C4.table, matrices=C4.matrices),
     group.FiniteGroup: dict(table=C4.table, matrices=C4.matrices),
@@ -142,7 +144,7 @@ def test_odd_arguments(f, tmp_path, monkeypatch):
 def test_the_right_call_is_right(f, tmp_path, monkeypatch):
     "Or the table would prove nothing. What reads files has none here."
     monkeypatch.chdir(tmp_path)
-    reads = dataset.read_amat, dataset.mnist_rot_original
-    if f in reads or getattr(f, 'func', None) is dataset.from_torchvision: return
+    reads = rot.read_amat, rot.mnist_rot_original
+    if f in reads or getattr(f, 'func', None) is loading.from_torchvision: return
     f(**RIGHT[f])
     plt.close('all')

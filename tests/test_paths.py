@@ -15,8 +15,12 @@ from PIL import Image
 from torch import nn
 
 from book import ROOT
-from gcnn_stn import (benchmark, data, dataset, figure, gallery, play, runner, study, style,
-                      train)
+from gcnn_stn import data
+from gcnn_stn.evidence import figure, gallery, play
+from gcnn_stn.evidence import race as benchmark
+from gcnn_stn.study import checkpoint
+from gcnn_stn.study import grid as study
+from gcnn_stn.study import record, rot, runner, style, train
 from gcnn_stn.study.data import from_torchvision, load_dataset
 
 DIGITS = Path(data._find([*data.MNIST_MD5])).parents[1]
@@ -32,8 +36,8 @@ def home(tmp_path, monkeypatch):
     for name in 'GCNN_STN_DATA', 'XDG_CACHE_HOME': monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('HOME', str(home))
     monkeypatch.setattr(data, '_nearby', lambda: [])
-    monkeypatch.setattr(dataset, 'AMAT', dict.fromkeys(dataset.AMAT, 40))
-    monkeypatch.setattr(dataset, 'ROT_SIZES', (40, 60))
+    monkeypatch.setattr(rot, 'AMAT', dict.fromkeys(rot.AMAT, 40))
+    monkeypatch.setattr(rot, 'ROT_SIZES', (40, 60))
     monkeypatch.chdir(work)
     return home
 
@@ -59,7 +63,7 @@ def put_table(file):
 
 
 def put_amat(folder):
-    for name in dataset.AMAT: put_table(folder/name)
+    for name in rot.AMAT: put_table(folder/name)
 
 
 def put_pictures(folder):
@@ -69,7 +73,7 @@ def put_pictures(folder):
         Image.fromarray(NOISE[i, 0]).save(file)
 
 
-def put_weights(file): train.save_checkpoint(file, nn.Linear(2, 3))
+def put_weights(file): checkpoint.save_checkpoint(file, nn.Linear(2, 3))
 def put_rows(file): benchmark.write_rows(file, [dict(case='x')])
 
 
@@ -109,19 +113,19 @@ READS = {
     'mnist': (put_mnist, digits),
     'mnist, by the environment': (put_mnist, told('GCNN_STN_DATA', digits)),
     'mnist, by the cache': (in_cache(put_mnist), told('XDG_CACHE_HOME', digits)),
-    'mnist_rot': (put_mnist, partial(dataset.mnist_rot, 0)),
+    'mnist_rot': (put_mnist, partial(rot.mnist_rot, 0)),
     'load_dataset': (put_mnist, partial(load_dataset, 'mnist')),
     'mnist-rot': (put_amat, rotated),
     'mnist-rot, by the environment': (put_amat, told('GCNN_STN_DATA', rotated)),
-    'mnist_rot_original': (put_amat, original(dataset.mnist_rot_original)),
-    'read_amat': (put_table, dataset.read_amat),
+    'mnist_rot_original': (put_amat, original(rot.mnist_rot_original)),
+    'read_amat': (put_table, rot.read_amat),
     'from_torchvision': (put_pictures, pictures),
     'from_torchvision, by the environment': (put_pictures, told('GCNN_STN_DATA', pictures)),
     'from_torchvision, by the cache':
         (in_cache(put_pictures), told('XDG_CACHE_HOME', pictures)),
     'load_checkpoint':
-        (put_weights, lambda path: train.load_checkpoint(path, nn.Linear(2, 3))),
-    'read_record': (put_record, runner.read_record),
+        (put_weights, lambda path: checkpoint.load_checkpoint(path, nn.Linear(2, 3))),
+    'read_record': (put_record, record.read_record),
     'read_rows': (put_rows, lambda path: benchmark.read_rows(path)[0]),
     'Evidence': (put_study, figure.Evidence),
 }
@@ -144,8 +148,8 @@ def fit(path):
     train.fit(net, (FEW, LABELS), (FEW, LABELS), config, checkpoint=path, progress=False)
 
 
-RESULT = runner.Result(dict(id='x'), [dict(epoch=1)], b'x')
-FAILURE = runner.Failure('x', 'x')
+RESULT = record.Result(dict(id='x'), [dict(epoch=1)], b'x')
+FAILURE = record.Failure('x', 'x')
 TABLE = pd.DataFrame(dict(a=[1]))
 SHORT = '--dataset', 'digits', '--digits', '64', '--epochs', '1'
 ONE = '--grid', 'quick', '--seeds', '1', '--only', 'contender=cnn,regime=upright'
@@ -153,7 +157,7 @@ CASE = 'rotate/batch=8'
 
 # functions and commands that write to a path
 WRITES = {
-    'write_atomically': lambda path: train.write_atomically(path, b'x'),
+    'write_atomically': lambda path: checkpoint.write_atomically(path, b'x'),
     'save_checkpoint': put_weights,
     'fit': fit,
     'write_rows': put_rows,
@@ -162,8 +166,8 @@ WRITES = {
     'save_figure': lambda path: style.save_figure(plt.figure(), path),
     'write a figure': lambda path: gallery.write(plt.figure(), path),
     'write a table': lambda path: gallery.write(TABLE, path),
-    'write_result': lambda path: runner.write_result(path, RESULT),
-    'write_failure': lambda path: runner.write_failure(path, 'x', FAILURE),
+    'write_result': lambda path: record.write_result(path, RESULT),
+    'write_failure': lambda path: record.write_failure(path, 'x', FAILURE),
     'run_missing': lambda path: runner.run_missing([], None, path, None, progress=False),
     'gcnn_stn_train': command(study.train_main, 'cnn', *SHORT, '--out'),
     'gcnn_stn_study': command(study.main, *ONE, *SHORT, '--out'),

@@ -23,7 +23,7 @@ TOY = dict(dataset='digits', digits=60, epochs=1, test=50)
 RUNS = select(GRIDS['quick'].runs(**TOY), 'contender=cnn')
 RUN, OTHER = RUNS
 COMMAND = ['--only', 'contender=cnn', '--device', 'cpu', '--jobs', '1', *(w for k, v in TOY.items() for w in (f'--{k}', str(v)))]
-DAMAGE = pytest.mark.filterwarnings('ignore::gcnn_stn.study.runner.RecordWarning')
+DAMAGE = pytest.mark.filterwarnings('ignore::gcnn_stn.study.record.RecordWarning')
 
 
 @pytest.fixture(scope='module')

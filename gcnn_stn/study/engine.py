@@ -229,6 +229,7 @@ def _jointly(work, unit, report):
     try: return work(unit, report)
     except (FloatingPointError, ValueError) as e: return Failure.of(e)
 
+# %% ../../nbs/study/engine.ipynb #f70793d0
 def together(
     units,  # iterator of tuples of runs
     work,   # function: unit, report → list of Result
@@ -237,6 +238,7 @@ def together(
     "The engine of process 0 under torchrun."
     for unit in units: yield unit, _jointly(work, tell(unit), partial(report, unit))
 
+# %% ../../nbs/study/engine.ipynb #e173ff2e
 def follow(
     work,   # the same function as that of process 0
 ):

@@ -25,6 +25,7 @@ class Result:
     epochs:list=()    # a dict for each epoch
     weights:bytes=b'' # a safetensors file; none if empty
 
+# %% ../../nbs/study/record.ipynb #91000010
 def record_path(
     out,      # folder of records
     id:str,   # of the run
@@ -32,6 +33,7 @@ def record_path(
     "Where the record of a run lies."
     return user_path(out)/'runs'/f'{id}.json'
 
+# %% ../../nbs/study/record.ipynb #91000011
 def epochs_path(
     out,      # folder of records
     id:str,   # of the run
@@ -39,6 +41,7 @@ def epochs_path(
     "Where its epochs lie, a line for each."
     return user_path(out)/'runs'/f'{id}.csv'
 
+# %% ../../nbs/study/record.ipynb #91000012
 def weights_path(
     out,      # folder of records
     id:str,   # of the run
@@ -46,6 +49,7 @@ def weights_path(
     "Where its weights lie."
     return user_path(out)/'weights'/f'{id}.safetensors'
 
+# %% ../../nbs/study/record.ipynb #91000013
 def failure_path(
     out,      # folder of records
     id:str,   # of the run
@@ -53,6 +57,7 @@ def failure_path(
     "Where the reason lies why it failed."
     return user_path(out)/'failed'/f'{id}.json'
 
+# %% ../../nbs/study/record.ipynb #91000019
 PLACES = record_path, epochs_path, weights_path, failure_path
 
 # %% ../../nbs/study/record.ipynb #228e1361
@@ -62,12 +67,15 @@ def json_bytes(
     "A record as a file's content."
     return json.dumps(record, indent=1).encode()
 
+# %% ../../nbs/study/record.ipynb #91000020
 def csv_bytes(
     table:pd.DataFrame,   # its index is left out
 )->bytes:                 # UTF-8
     "A table as a file's content."
     return table.to_csv(index=False).encode()
 
+# %% ../../nbs/study/record.ipynb #91000021
+#| code-fold: show
 def write_result(
     out,             # folder of records
     result:Result,   # its record names the run
@@ -87,6 +95,7 @@ class RecordWarning(UserWarning):
 def _no_number(text):   # JSON has no NaN and no Infinity, but Python reads them
     raise ValueError(f'{text} is no number')
 
+# %% ../../nbs/study/record.ipynb #c61e80dc
 def read_record(
     path,     # of a record
 )->dict:      # what it says
@@ -118,6 +127,7 @@ class Failure:
         reason = f'{type(e).__name__}: {str(e).strip()}'.splitlines()[0]
         return cls(reason + memory, traceback.format_exc())
 
+# %% ../../nbs/study/record.ipynb #b764461e
 def write_failure(
     out,               # folder of records
     id:str,            # of the run

@@ -117,6 +117,7 @@ def is_mirrored(
     sign = sum(way*(y[:2000] == digit).double() for digit, way in LEANS.items())   # (N,)
     return bool(lean @ sign < 0)
 
+# %% ../../nbs/study/rot.ipynb #c086cd8a
 def mnist_rot_original(
     folder,   # holds the two amat files
 )->ImageData:

@@ -81,6 +81,7 @@ def sign_flip_test(
                              n_resamples=2**EXACT, rng=seed)
     return float(found.pvalue)
 
+# %% ../../nbs/study/statistics.ipynb #e7322d93
 def smallest_p(
     n:int,        # pairs
 )->float:         # p
@@ -96,6 +97,7 @@ def effect_size(
     d_z = float(d.mean()/d.std(ddof=1))
     return d_z, d_z*(1 - 3/(4*(len(d) - 1) - 1))
 
+# %% ../../nbs/study/statistics.ipynb #d781cded
 def runs_needed(
     comparisons:int=1,  # tested together, as by holm
     alpha:float=.05,    # the risk of a false alarm
