@@ -19,7 +19,9 @@ from ..group import CyclicGroup, act
 from ..kernel import basis_operator, harmonics, rings
 from ..stn import SpatialTransformer
 from ..study.runner import record_path
-from ..study.grid import CONTENDERS, load_data, plot_by_angle
+from ..study.contender import CONTENDERS
+from ..study.report import plot_by_angle
+from ..study.unit import load_data
 from ..study.style import look
 
 # %% ../../nbs/evidence/chart.ipynb #9d15f69b

@@ -21,7 +21,11 @@ from safetensors.torch import load_file
 from ..data import MNIST_MEAN, MNIST_STD, normalize, random_angles, rotate, unit_range, user_path
 from ..study.runner import weights_path
 from ..stn import SpatialTransformer
-from ..study.grid import CONTENDERS, GRIDS, Run, embeddings_path, is_missing, load_data, load_run, read_records, select, tidy
+from ..study.contender import CONTENDERS
+from ..study.grid import GRIDS, Run, select
+from ..study.record import is_missing, read_records
+from ..study.report import tidy
+from ..study.unit import embeddings_path, load_data, load_run
 from ..study.style import look, style
 from ..study.train import pick_device
 

@@ -17,7 +17,7 @@ from . import turning, chart, table   # their drawings join the list
 from ..data import user_path
 from .figure import DRAWINGS, Evidence, command, notes
 from ..study.runner import command_line, csv_bytes
-from ..study.grid import markdown
+from ..study.report import markdown
 from ..study.style import save_figure
 from ..study.train import check_writable, write_atomically
 

@@ -14,7 +14,9 @@ import pandas as pd
 from .figure import Evidence, drawing
 from ..model import count_flops, count_parameters
 from ..study.statistics import interval, sign_flip_test
-from ..study.grid import CONTENDERS, GRIDS, LOC_CHANNELS, build, six_and_nine, summary
+from ..study.contender import CONTENDERS, LOC_CHANNELS, build
+from ..study.grid import GRIDS
+from ..study.report import six_and_nine, summary
 
 # %% ../../nbs/evidence/table.ipynb #60d2f094
 FEW = 6   # runs; with fewer the interval is Student's
