@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from .contender import CONTENDERS, published_contenders
 from .train import TrainConfig
 
-# %% ../../nbs/study/grid.ipynb #a85e2683
+# %% ../../nbs/study/grid.ipynb #b61f7efe
 # regime → whether training images are turned
 REGIMES = {'upright': False, 'rotated': True, 'given': False, 'augmented': True}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'FLAG', 'COUNT', 'POSITIVE', 'NUMBER', 'SHARE', 'SHARES', 'MATRIX', 'HASH', 'RECORD', 'LATER', 'METRICS',
-           'CONSISTENT', 'CONSISTENT_METRICS', 'record_fault', 'why_missing', 'is_missing', 'read_records',
+           'CONSISTENT', 'CONSISTENT_METRICS', 'TICK', 'record_fault', 'why_missing', 'is_missing', 'read_records',
            'all_records', 'grid_records']
 
 # %% ../../nbs/study/record.ipynb #bf765ade
@@ -31,19 +31,31 @@ from .runner import (RecordWarning, epochs_path, read_record, record_path,
 from .train import TrainConfig, _read_checkpoint
 from .unit import ANGLES, FEW, accuracy, load_data
 
-# %% ../../nbs/study/record.ipynb #b0b4de92
+# %% ../../nbs/study/record.ipynb #6483cc40
+#| code-fold: show
 def _is_number(v):
-    return isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1e300
-def _is_count(v): return isinstance(v, int) and _is_number(v)
-def _is_share(v): return _is_number(v) and v <= 1
-def _is_list(v, n, each): return isinstance(v, list) and len(v) == n and all(map(each, v))
+    real = isinstance(v, (int, float)) and not isinstance(v, bool)
+    return real and 0 <= v < 1e300
+
+def _is_count(v):
+    return isinstance(v, int) and _is_number(v)
+
+def _is_share(v):
+    return _is_number(v) and v <= 1
+
+def _is_list(v, n, each):
+    return isinstance(v, list) and len(v) == n and all(map(each, v))
+
 def _is_matrix(v):
-    return (isinstance(v, list) and all(_is_list(row, len(v), _is_count) for row in v)
-            and sum(map(sum, v)) > 0)
+    "A square of counts, not all of them 0."
+    square = isinstance(v, list) and all(_is_list(row, len(v), _is_count) for row in v)
+    return square and sum(map(sum, v)) > 0
+
 def _or_none(rule):
     holds, words = rule
     return (lambda v: v is None or holds(v)), f'{words}, or null'
 
+# what holds of a value, and how to say it
 TEXT = (lambda v: isinstance(v, str) and v != ''), "a text"
 FLAG = (lambda v: isinstance(v, bool)), "true or false"
 COUNT = _is_count, "a whole number of at least 0"
@@ -52,13 +64,19 @@ NUMBER = _is_number, "a number of at least 0"
 SHARE = _is_share, "a number from 0 to 1"
 SHARES = (lambda v: _is_list(v, len(ANGLES), _is_share)), f"{len(ANGLES)} numbers from 0 to 1"
 MATRIX = _is_matrix, "a square of counts"
-HASH = (lambda v: isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v)), "64 hexadecimal digits"
+HASH = ((lambda v: isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v)),
+        "64 hexadecimal digits")
 
-# %% ../../nbs/study/record.ipynb #6483cc40
+# %% ../../nbs/study/record.ipynb #b0b4de92
+#| code-fold: show
 RECORD = dict(
     **dict.fromkeys(('id', 'contender', 'grid', 'regime', 'dataset', 'data'), TEXT),
-    seed=COUNT, digits=POSITIVE, valid=COUNT, split_seed=_or_none(COUNT), test=_or_none(COUNT),
-    config=dict(epochs=POSITIVE, seed=COUNT, lr=NUMBER, rotate=FLAG),   # TrainConfig checks the rest
+    seed=COUNT,
+    digits=POSITIVE,
+    valid=COUNT,
+    split_seed=_or_none(COUNT),
+    test=_or_none(COUNT),
+    config=dict(epochs=POSITIVE, seed=COUNT, lr=NUMBER, rotate=FLAG),   # and TrainConfig's own
     model=dict(label=TEXT, model=TEXT),
     cost=dict(parameters=POSITIVE, flops=POSITIVE, seconds=NUMBER, cpu_seconds=NUMBER),
     training=dict(epochs=POSITIVE, best_epoch=POSITIVE, valid_accuracy=_or_none(SHARE)),
@@ -74,34 +92,29 @@ LATER = dict(threads=POSITIVE, weights=dict(sha256=HASH))   # older records don'
 METRICS = dict(rotated=SHARE, by_angle=SHARES, six_nine_by_angle=_or_none(SHARES),
                confusion=dict(rotated=MATRIX))              # of a run that was tested
 
+# %% ../../nbs/study/record.ipynb #1b967530
 def _lack(record, schema, where=''):
     "What a record lacks or says wrongly, in words; None: nothing."
     for key, rule in schema.items():
-        if key not in record: return f'{where}{key} is missing'
-        value, name = record[key], f'{where}{key}'
-        if not isinstance(rule, dict):
-            holds, words = rule
-            if not holds(value): return f'{name} must be {words}, got {reprlib.repr(value)}'
-        elif not isinstance(value, dict):
-            return f'{name} must be an object, got {reprlib.repr(value)}'
-        elif found := _lack(value, rule, f'{name}.'): return found
+        name = f'{where}{key}'
+        if key not in record:
+            return f'{name} is missing'
+        found = _fault_of(record[key], rule, name)
+        if found:
+            return found
     return None
 
+def _fault_of(value, rule, name):
+    "What is wrong with a value, by a rule or by the rules for what is in it."
+    if isinstance(rule, dict):
+        if isinstance(value, dict):
+            return _lack(value, rule, f'{name}.')
+        return f'{name} must be an object, got {reprlib.repr(value)}'
+    holds, words = rule
+    return None if holds(value) else f'{name} must be {words}, got {reprlib.repr(value)}'
+
 # %% ../../nbs/study/record.ipynb #93052334
-def _is_of(c, share):
-    "Whether `share` is the accuracy in the confusion matrix `c`."
-    return _is_matrix(c) and _is_share(share) and abs(accuracy(np.array(c)) - share) < 1e-9
-
-def _same_images(matrices):
-    "Whether all were counted on the same images: as many of each class."
-    rows = [[sum(row) for row in c] for c in matrices]
-    return all(row == rows[0] for row in rows)
-
-def _swaps_fit(m):
-    "Whether six for nine is at most all that was read wrongly, at each angle."
-    pairs = zip(m['six_nine_by_angle'] or (), m['by_angle'])
-    return all(swapped <= 1 - right + 1e-9 for swapped, right in pairs)
-
+#| code-fold: show
 CONSISTENT = {   # words → what must hold
     "id must begin with contender and grid, and end with regime and seed": lambda r:
         r['id'].startswith(f"{r['contender']}-{r['grid']}")
@@ -119,6 +132,23 @@ CONSISTENT = {   # words → what must hold
     "metrics must be there if the run was tested, and only then": lambda r:
         bool(r['metrics']) == (r['test'] != 0)}
 
+# %% ../../nbs/study/record.ipynb #3f5e6038
+def _is_of(c, share):
+    "Whether `share` is the accuracy in the confusion matrix `c`."
+    if not (_is_matrix(c) and _is_share(share)):
+        return False
+    return abs(accuracy(np.array(c)) - share) < 1e-9
+
+def _same_images(matrices):
+    "Whether all were counted on the same images: as many of each class."
+    rows = [[sum(row) for row in c] for c in matrices]
+    return all(row == rows[0] for row in rows)
+
+def _swaps_fit(m):
+    "Whether six for nine is at most all that was read wrongly, at each angle."
+    pairs = zip(m['six_nine_by_angle'] or (), m['by_angle'])
+    return all(swapped <= 1 - right + 1e-9 for swapped, right in pairs)
+
 CONSISTENT_METRICS = {
     "each accuracy must have its confusion matrix": lambda m:
         {'upright', 'rotated'} & {*m} <= {*m['confusion']},
@@ -135,9 +165,12 @@ def _contradiction(said, rules):
 def _refused(config):
     "Why this version has no such configuration, in words; None: it has."
     unknown = sorted({*config} - {f.name for f in fields(TrainConfig)})
-    if unknown: return f"config has {', '.join(unknown)}, of which this version knows nothing"
-    try: TrainConfig(**config)
-    except ValueError as e: return f'config: {e}'
+    if unknown:
+        return f"config has {', '.join(unknown)}, of which this version knows nothing"
+    try:
+        TrainConfig(**config)
+    except ValueError as e:
+        return f'config: {e}'
     return None
 
 def record_fault(
@@ -147,28 +180,32 @@ def record_fault(
     later = {k: rule for k, rule in LATER.items() if k in record}
     found = (_lack(record, RECORD | later) or _refused(record['config'])
              or _contradiction(record, CONSISTENT))
-    if found or not record['metrics']: return found
+    if found or not record['metrics']:
+        return found
     metrics = record['metrics']
-    return _lack(metrics, METRICS, 'metrics.') or _contradiction(metrics, CONSISTENT_METRICS)
+    return (_lack(metrics, METRICS, 'metrics.')
+            or _contradiction(metrics, CONSISTENT_METRICS))
 
-# %% ../../nbs/study/record.ipynb #9d50e314
+# %% ../../nbs/study/record.ipynb #4938ef11
 def _departure(record, wanted, where=''):
     "Where a record says other than what is wanted, in words; None: nowhere."
     for k, v in wanted.items():
         found = record.get(k)
         if isinstance(v, dict):
-            inside = _departure(found if isinstance(found, dict) else {}, v, f'{where}{k}.')
-            if inside: return inside
+            inside = found if isinstance(found, dict) else {}
+            if said := _departure(inside, v, f'{where}{k}.'):
+                return said
         elif found != v:
             return f'{where}{k} is {reprlib.repr(found)} and should be {reprlib.repr(v)}'
     return None
 
 def _foreign(record, run):
     "Why a record isn't this run's, in words; None: it is."
-    defaults = dict(threads=run.threads)   # what older versions couldn't choose was the default
+    defaults = dict(threads=run.threads)   # what older versions couldn't choose
     config, wanted = asdict(TrainConfig()) | record['config'], identity(run)
     unknown = {*record['model']} - {'label', *wanted['model']}
-    if unknown: return f"model has {', '.join(sorted(unknown))}, too"
+    if unknown:
+        return f"model has {', '.join(sorted(unknown))}, too"
     return _departure(defaults | record | dict(config=config), wanted)
 
 # %% ../../nbs/study/record.ipynb #ea42316c
@@ -181,13 +218,15 @@ def _elsewhere(record, data):
     if found := _departure(record['hashes'], data.hashes, 'hashes.'):
         return f'it is of other images than those at hand: {found}'
     parameters = _parameters(record['contender'], data.train[0].shape[1], data.classes)
-    if record['cost']['parameters'] != parameters:
-        return f"it is of a network with {record['cost']['parameters']:,} parameters, not {parameters:,}"
-    return record['metrics'] and _miscounted(record, data.rotated[1][:record['test']].tolist())
+    said = record['cost']['parameters']
+    if said != parameters:
+        return f'it is of a network with {said:,} parameters, not {parameters:,}'
+    labels = data.rotated[1][:record['test']].tolist()
+    return record['metrics'] and _miscounted(record['metrics'], labels)
 
-def _miscounted(record, y):
+def _miscounted(metrics, y):
     "Why metrics can't be of test images with these labels, in words; None: they can."
-    metrics, there = record['metrics'], Counter(y)
+    there = Counter(y)
     rows = [sum(row) for row in metrics['confusion']['rotated']]
     if rows != [there[k] for k in range(len(rows))] or sum(rows) != len(y):
         return f'its confusion matrices must be of the {len(y):,} test images, class by class'
@@ -196,36 +235,49 @@ def _miscounted(record, y):
         return f'by_angle must be shares of {n:,} images'
     return None
 
+# %% ../../nbs/study/record.ipynb #969d1837
 def _epochs_fault(record, path):
     "Why the epochs beside a record aren't its, in words; None: they are."
     try:
-        if not path.is_file(): raise FileNotFoundError('no such file')
-        with open(path, newline='', encoding='utf-8') as f: rows = [*csv.DictReader(f)]
+        if not path.is_file():
+            raise FileNotFoundError('no such file')
+        with open(path, newline='', encoding='utf-8') as f:
+            rows = [*csv.DictReader(f)]
         losses = [float(row['loss']) for row in rows]
         numbers = [int(row['epoch']) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
         return f'its epochs in {str(path)!r} must be a whole CSV file ({e})'
-    if numbers == [*range(1, record['training']['epochs'] + 1)] and all(map(math.isfinite, losses)):
+    epochs = record['training']['epochs']
+    if numbers == [*range(1, epochs + 1)] and all(map(math.isfinite, losses)):
         return None
-    return f"its epochs in {str(path)!r} must be {record['training']['epochs']} lines"
+    return f'its epochs in {str(path)!r} must be {epochs} lines'
 
 # %% ../../nbs/study/record.ipynb #91688299
 def _left_out(out):
     "Patterns of runs whose weights are left out; None: nobody has said anything."
     path = user_path(out)/'left_out.txt'
-    if not path.is_file(): return None
+    if not path.is_file():
+        return None
     lines = [line.partition('#')[0].strip() for line in path.read_text('utf-8').splitlines()]
     return [line for line in lines if line]
+
+def _lost(run, record, path, patterns):
+    "Why weights should be there that aren't, in words; None: they are left out."
+    if any(fnmatchcase(run.id, pattern) for pattern in patterns or ()):
+        return None
+    if patterns is None and record.get('weights') is None:
+        return None   # an old record: nobody can tell
+    return f'its weights in {str(path)!r} are lost (or name it in left_out.txt)'
 
 def _weights_fault(run, record, out):
     "Why the weights beside a record aren't its, in words; None: they are, or are left out."
     path, wanted, patterns = weights_path(out, run.id), record.get('weights'), _left_out(out)
     if not path.exists():
-        if any(fnmatchcase(run.id, pattern) for pattern in patterns or ()): return None
-        if patterns is None and wanted is None: return None   # an old record: nobody can tell
-        return f'its weights in {str(path)!r} are lost (or name it in left_out.txt)'
-    try: about = _read_checkpoint(path)[1]
-    except (ValueError, OSError) as e: return f'its weights: {e}'
+        return _lost(run, record, path, patterns)
+    try:
+        about = _read_checkpoint(path)[1]
+    except (ValueError, OSError) as e:
+        return f'its weights: {e}'
     if about.get('run') != run.id:
         return f"its weights in {str(path)!r} must be its own, got those of {about.get('run')}"
     if wanted and about.get('sha256') != wanted['sha256']:
@@ -235,9 +287,12 @@ def _weights_fault(run, record, out):
 # %% ../../nbs/study/record.ipynb #b8331e06
 def _stamp(path):
     "What changes when a file does; None: there is none."
-    try: found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError): return None
-    except OSError as e: return 0, 0, e.errno   # a link to itself, say
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        return 0, 0, e.errno   # a link to itself, say
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 def _believe(record, run, data):
@@ -247,61 +302,94 @@ def _believe(record, run, data):
 @functools.lru_cache(maxsize=10_000)
 def _verdict(run, out, stamps, hashes):
     "What is wrong with a run's record, and with its weights, in words; None: nothing."
-    try: record = read_record(record_path(out, run.id))
-    except ValueError as e: return str(e), None
+    try:
+        record = read_record(record_path(out, run.id))
+    except ValueError as e:
+        return str(e), None
     fault = _believe(record, run, load_data(run.dataset))
-    if fault: return fault, None
+    if fault:
+        return fault, None
     return _epochs_fault(record, epochs_path(out, run.id)), _weights_fault(run, record, out)
+
+TICK = 10**8   # nanoseconds within which a file may change and keep its time
 
 def _judge(run, out):
     "The same; the record's fault is '' if there is none."
     places = [place(out, run.id) for place in (record_path, epochs_path, weights_path)]
     stamps = tuple(_stamp(path) for path in (*places, user_path(out)/'left_out.txt'))
-    if stamps[0] is None: return '', None
-    recent = max(stamp[0] for stamp in stamps if stamp) > time.time_ns() - 10**8   # may change
-    judge = _verdict.__wrapped__ if recent else _verdict                 # within a clock's tick
+    if stamps[0] is None:
+        return '', None
+    recent = max(stamp[0] for stamp in stamps if stamp) > time.time_ns() - TICK
+    judge = _verdict.__wrapped__ if recent else _verdict
     return judge(run, str(out), stamps, tuple(load_data(run.dataset).hashes.items()))
 
+# %% ../../nbs/study/record.ipynb #0a07d5c8
 def why_missing(
-    run:Run, out, # folder of the study
+    run:Run,
+    out,          # folder of the study
 )->str|None:      # in words; '': there is no record; None: it is done
     "Why a run doesn't count as done."
     return next((fault for fault in _judge(run, out) if fault is not None), None)
 
-def is_missing(run:Run, out)->bool:
+def is_missing(
+    run:Run,
+    out,          # folder of the study
+)->bool:
     "Whether the run is still to be done, or to be done again."
     return why_missing(run, out) is not None
 
-# %% ../../nbs/study/record.ipynb #1f8d6c3f
-def _warn(what): warnings.warn(what, RecordWarning, stacklevel=2)
-
 # %% ../../nbs/study/record.ipynb #caa649d9
-def read_records(runs, out)->list:
+def _warn(what):
+    warnings.warn(what, RecordWarning, stacklevel=2)
+
+def read_records(
+    runs:list, # of Run
+    out,       # folder of the study
+)->list:       # of dict
     "The records of these runs that are there and can be believed, in the order of the runs."
     records = []
     for run in runs:
         fault = _judge(run, out)[0]
-        if fault is None: records.append(read_record(record_path(out, run.id)))
-        elif fault: _warn(f'{run.id} is left out: {fault}')
+        if fault is None:
+            records.append(read_record(record_path(out, run.id)))
+        elif fault:
+            _warn(f'{run.id} is left out: {fault}')
     return records
 
+# %% ../../nbs/study/record.ipynb #032fde05
 def _own(path):
     "The record in a file, if it can be believed and has the file's name."
     record = read_record(path)
     fault = record_fault(record)
-    if fault is None and record['id'] != path.stem: fault = f"it is the record of {record['id']}"
-    if fault: raise ValueError(f'{str(path)!r} is no record: {fault}')
+    if fault is None and record['id'] != path.stem:
+        fault = f"it is the record of {record['id']}"
+    if fault:
+        raise ValueError(f'{str(path)!r} is no record: {fault}')
     return record
 
-def all_records(out)->list:
+def all_records(
+    out,       # folder of the study
+)->list:       # of dict
     "All records in a folder; what else lies there is named."
     records = []
     for path in sorted((user_path(out)/'runs').glob('*.json')):
-        try: records.append(_own(path))
-        except ValueError as e: _warn(f'{e}; it is skipped')
+        try:
+            records.append(_own(path))
+        except ValueError as e:
+            _warn(f'{e}; it is skipped')
     return records
 
-# %% ../../nbs/study/record.ipynb #1975fd29
+# %% ../../nbs/study/record.ipynb #f55b76c4
+def _misplaced(record, datasets):
+    "A record's run, and why it doesn't belong into the table of its grid."
+    run = run_of(record)
+    if run is None:
+        return None, f"the grid {record['grid']} has no such run"
+    fault = _foreign(record, run)
+    if not fault and run.dataset in datasets:
+        fault = _elsewhere(record, load_data(run.dataset))
+    return run, fault
+
 def grid_records(
     grid:str,        # its name
     records:list,    # such as all_records
@@ -310,11 +398,11 @@ def grid_records(
     "The records of a grid among others; those that its runs wouldn't leave are named."
     kept, cells = {}, [*GRIDS[grid].cells]
     for record in records:
-        run = run_of(record) if record['grid'] == grid else None
-        if record['grid'] != grid: continue
-        fault = f'the grid {grid} has no such run'
-        if run: fault = _foreign(record, run)
-        if not fault and run.dataset in datasets: fault = _elsewhere(record, load_data(run.dataset))
-        if fault: _warn(f"{record['id']} is not in the tables: {fault}")
-        else: kept[run.variant, cells.index((run.contender, run.regime)), run.seed] = record
+        if record['grid'] != grid:
+            continue
+        run, fault = _misplaced(record, datasets)
+        if fault:
+            _warn(f"{record['id']} is not in the tables: {fault}")
+        else:
+            kept[run.variant, cells.index((run.contender, run.regime)), run.seed] = record
     return [kept[key] for key in sorted(kept)]
