@@ -31,8 +31,7 @@ from .runner import (RecordWarning, epochs_path, read_record, record_path,
 from .train import TrainConfig, _read_checkpoint
 from .unit import ANGLES, FEW, accuracy, load_data
 
-# %% ../../nbs/study/record.ipynb #6483cc40
-#| code-fold: show
+# %% ../../nbs/study/record.ipynb #b0b4de92
 def _is_number(v):
     real = isinstance(v, (int, float)) and not isinstance(v, bool)
     return real and 0 <= v < 1e300
@@ -67,7 +66,7 @@ MATRIX = _is_matrix, "a square of counts"
 HASH = ((lambda v: isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v)),
         "64 hexadecimal digits")
 
-# %% ../../nbs/study/record.ipynb #b0b4de92
+# %% ../../nbs/study/record.ipynb #6483cc40
 #| code-fold: show
 RECORD = dict(
     **dict.fromkeys(('id', 'contender', 'grid', 'regime', 'dataset', 'data'), TEXT),
