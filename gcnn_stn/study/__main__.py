@@ -31,17 +31,23 @@ from .unit import (embeddings_path, fresh_model, load_data, run_unit,
 
 # %% ../../nbs/study/command.ipynb #404565ac
 SETS = "mnist, mnist-rot, digits or a classification set of torchvision's, such as FashionMNIST"
-CHANGES = dict(seeds=(int, "paired runs of each cell"), digits=(int, "how many images to train on"),
-               epochs=(int, "how often to visit each"), test=(int, "how many images to test on"),
-               dataset=(str, SETS))
+CHANGES = {
+    'seeds': (int, "paired runs of each cell"),
+    'digits': (int, "how many images to train on"),
+    'epochs': (int, "how often to visit each"),
+    'test': (int, "how many images to test on"),
+    'dataset': (str, SETS),
+}
 
 def _parser(name, description, **kwargs):
     style = argparse.ArgumentDefaultsHelpFormatter
-    return argparse.ArgumentParser(name, description=description, formatter_class=style, **kwargs)
+    return argparse.ArgumentParser(name, description=description, formatter_class=style,
+                                   **kwargs)
 
 def _arguments():
-    p = _parser('gcnn_stn_study', "Run a grid of the study, or a part of it. Start it again after "
-                "an interruption: finished runs are kept.",
+    "Of `gcnn_stn_study`."
+    p = _parser('gcnn_stn_study', "Run a grid of the study, or a part of it. Start it again "
+                "after an interruption: finished runs are kept.",
                 epilog='grids: ' + '; '.join(f'{g.name}: {g.about}' for g in GRIDS.values()))
     p.add_argument('--grid', choices=GRIDS, default='quick', help="which grid")
     p.add_argument('--only', default='', metavar='KEY=VALUE,…',
@@ -51,9 +57,11 @@ def _arguments():
                    help="folder for results; the quick grid writes to OUT/quick")
     p.add_argument('--list', action='store_true',
                    help="list the runs, what is done and how long the others take, and stop")
-    p.add_argument('--missing', action='store_true', help="the same, without those that are done")
+    p.add_argument('--missing', action='store_true',
+                   help="the same, without those that are done")
     what = p.add_argument_group('what to run', "None: as the grid has it")
-    for name, (kind, text) in CHANGES.items(): what.add_argument(f'--{name}', type=kind, help=text)
+    for name, (kind, text) in CHANGES.items():
+        what.add_argument(f'--{name}', type=kind, help=text)
     return _many(_how(p))
 
 # %% ../../nbs/study/command.ipynb #fb22df49
@@ -63,7 +71,8 @@ def _how(p):
     how.add_argument('--device', default='auto', help="auto, cpu, cuda or mps")
     how.add_argument('--precision', choices=('float32', 'bfloat16'), default='float32',
                      help="of the products")
-    how.add_argument('--channels-last', action='store_true', help="lay images out pixel by pixel")
+    how.add_argument('--channels-last', action='store_true',
+                     help="lay images out pixel by pixel")
     how.add_argument('--compile', action='store_true',
                      help="compile the networks (CUDA graphs on CUDA)")
     how.add_argument('--threads', type=int, default=1,
@@ -77,38 +86,28 @@ def _many(p):
                      help="processes at a time on this machine; None: as many as there are "
                           "processors for, up to 8, and one with a graphics card")
     how.add_argument('--engine', choices=('local', 'ray'), default='local',
-                     help="where: on this machine, or on a Ray cluster (RAY_ADDRESS, or a local one)")
+                     help="where: on this machine, or on a Ray cluster (RAY_ADDRESS, or a "
+                          "local one)")
     how.add_argument('--gpus', type=float, default=0.,
-                     help="graphics cards for each run on Ray, such as 1 or 0.25; with 0 it sees none")
+                     help="graphics cards for each run on Ray, such as 1 or 0.25; with 0 it "
+                          "sees none")
     how.add_argument('--stack', type=int, default=1,
-                     help="train so many runs of one configuration together, for graphics cards")
+                     help="train so many runs of one configuration together, for graphics "
+                          "cards")
     return p
 
-def _speed(args): return Speed(args.precision, args.channels_last, args.compile)
+def _speed(args):
+    return Speed(args.precision, args.channels_last, args.compile)
 
 def _data_name(args):
     "A data set's name; in that of a folder ~ is replaced."
-    return str(user_path(args.dataset)) if (args.dataset or '').startswith('~') else args.dataset
+    name = args.dataset
+    return str(user_path(name)) if (name or '').startswith('~') else name
 
-# %% ../../nbs/study/command.ipynb #d8b02873
-MOST = 8   # processes at a time, unless more are asked for
-
-def _jobs(args, runs):
-    "How many processes at a time."
-    if args.jobs is not None: return args.jobs
-    if pick_device(args.device, torch.nn.Identity()).type != 'cpu': return 1
-    return max(1, min(MOST, processors()//args.threads, len(runs)))
-
-def _engine(args, runs):
-    "Where runs are computed; says so."
-    if args.engine == 'ray': return on_ray(args.threads, args.gpus)
-    jobs = _jobs(args, runs)
-    print(f"{len(runs)} runs to do, {jobs} at a time, {args.threads} "
-          f"{'thread' if args.threads == 1 else 'threads'} each (--jobs, --threads)", file=sys.stderr)
-    return processes(jobs, args.threads)
-
+# %% ../../nbs/study/command.ipynb #675d286b
 def _check_how(args):
-    for name in ('jobs', 'threads', 'stack'): check_number(name, getattr(args, name))
+    for name in ('jobs', 'threads', 'stack'):
+        check_number(name, getattr(args, name))
     if not 0 <= args.gpus < math.inf:
         raise ValueError(f"gpus must be a number of at least 0, got {args.gpus}")
 
@@ -121,56 +120,92 @@ def _chosen(args):
     if not runs:
         raise ValueError(f"only must leave some runs of the grid {args.grid}, "
                          f"got {args.only!r}; see --list")
-    if args.engine == 'local': pick_device(args.device, torch.nn.Identity())
+    if args.engine == 'local':
+        pick_device(args.device, torch.nn.Identity())
     load_data(runs[0].dataset)
     check_enough(runs)
     how = dict(device=args.device, speed=_speed(args))
     return runs, out/'quick' if args.grid == 'quick' else out, how
 
 def _check_torchrun(runs):
-    "Several processes at one network take batch statistics over their shares, and that is another network."
+    "Processes at one network see a share of each batch, and norms over it are another network."
     norm = torch.nn.modules.batchnorm._BatchNorm
-    def has_norm(contender): return any(isinstance(m, norm) for m in build(contender).modules())
+    def has_norm(contender):
+        return any(isinstance(m, norm) for m in build(contender).modules())
     normed = sorted({run.contender for run in runs if has_norm(run.contender)})
     if normed:
         raise ValueError("networks of a grid must be without batch statistics under torchrun, "
                          f"got {', '.join(normed)}; choose others with --only, or use --jobs")
+
+# %% ../../nbs/study/command.ipynb #d8b02873
+MOST = 8   # processes at a time, unless more are asked for
+
+def _jobs(args, runs):
+    "How many processes at a time."
+    if args.jobs is not None:
+        return args.jobs
+    if pick_device(args.device, torch.nn.Identity()).type != 'cpu':
+        return 1
+    return max(1, min(MOST, processors()//args.threads, len(runs)))
+
+def _engine(args, runs):
+    "Where runs are computed; says so."
+    if args.engine == 'ray':
+        return on_ray(args.threads, args.gpus)
+    jobs = _jobs(args, runs)
+    threads = f"{args.threads} {'thread' if args.threads == 1 else 'threads'}"
+    print(f"{len(runs)} runs to do, {jobs} at a time, {threads} each (--jobs, --threads)",
+          file=sys.stderr)
+    return processes(jobs, args.threads)
+
+def _work(args, runs, out, how, world):
+    "Run what is missing; returns the failures."
+    todo = [run for run in runs if is_missing(run, out)]
+    if world > 1:
+        engine = together
+    else:
+        engine = _engine(args, todo) if todo else inline
+    return run_grid(runs, out, **how, engine=engine, stacked=args.stack)[1]
 
 # %% ../../nbs/study/command.ipynb #248be481
 def _run_command(args, rank=0, world=1):
     "Do what the command line says; returns the exit status."
     runs, out, how = _chosen(args)
     if args.list or args.missing:
-        def seconds(run): return estimate(run, load_data(run.dataset), **how)
-        return None if rank else print(listing(runs, out, seconds, args.missing))
-    if world > 1: _check_torchrun(runs)
-    if rank: return follow(functools.partial(run_unit, **how))
+        def seconds(run):
+            return estimate(run, load_data(run.dataset), **how)
+        if not rank:
+            print(listing(runs, out, seconds, args.missing))
+        return None
+    if world > 1:
+        _check_torchrun(runs)
+    if rank:
+        return follow(functools.partial(run_unit, **how))
     check_writable(out/f'{args.grid}.md')
-    try: failed = _work(args, runs, out, how, world)
+    try:
+        failed = _work(args, runs, out, how, world)
     except KeyboardInterrupt:
         kept = sum(not is_missing(run, out) for run in runs)
         print(f"\nstopped; {kept} of {len(runs)} runs are kept in {out}. Start again to go on.",
               file=sys.stderr)
         return 130
-    if world > 1: tell(None)   # the end
+    if world > 1:
+        tell(None)   # the end
     _select(runs, out, args.device)
     return _conclude(args, runs, failed, out)
-
-def _work(args, runs, out, how, world):
-    "Run what is missing; returns the failures."
-    todo = [run for run in runs if is_missing(run, out)]
-    engine = together if world > 1 else _engine(args, todo) if todo else inline
-    return run_grid(runs, out, **how, engine=engine, stacked=args.stack)[1]
 
 # %% ../../nbs/study/command.ipynb #ceee6d9b
 SELECTED = ('gcnn-c8', 'stcnn')   # whose first seed's embeddings are kept
 
+def _is_selected(run):
+    return (run.grid, run.seed, run.variant) == ('small', 0, '') and run.contender in SELECTED
+
 def _select(runs, out, device):
     "Embeddings of the selected runs, where they are wanting."
-    for run in runs:
+    for run in filter(_is_selected, runs):
         weights, embeddings = weights_path(out, run.id), embeddings_path(out, run.id)
-        first = (run.grid, run.seed, run.variant) == ('small', 0, '')
-        if not (first and run.contender in SELECTED and weights.exists()): continue
+        if not weights.exists():
+            continue
         if not embeddings.exists() or embeddings.stat().st_mtime < weights.stat().st_mtime:
             write_embeddings(run, out, device)
 
@@ -182,8 +217,9 @@ def _conclude(args, runs, failed, out):
     write_atomically(out/'runs.csv', csv_bytes(tidy(records)))
     mine = grid_records(args.grid, records, {run.dataset for run in runs})
     older = sum(r['versions']['threads'] != r.get('threads', 1) for r in mine)
-    if older: print(f'{older} older records were computed on other numbers of threads; '
-                    f'they count as done, and {out}/runs.csv has the numbers', file=sys.stderr)
+    if older:
+        print(f'{older} older records were computed on other numbers of threads; '
+              f'they count as done, and {out}/runs.csv has the numbers', file=sys.stderr)
     if tested := [r for r in mine if r['metrics']]:
         table = write_summary(tested, out, args.grid).to_string(index=False)
         print(f"\n{table}\n\ntables and figure: {out}/{args.grid}*")
@@ -193,7 +229,8 @@ def _conclude(args, runs, failed, out):
 def _command(parser, do, argv, lost=''):
     "A command that may be started by torchrun; returns the exit status."
     def joined(args):
-        with distributed() as place: return do(args, *place)
+        with distributed() as place:
+            return do(args, *place)
     return command_line(parser, joined, argv, f'stopped{lost}')
 
 def main(
@@ -204,6 +241,7 @@ def main(
 
 # %% ../../nbs/study/command.ipynb #4acf69a7
 def _train_arguments():
+    "Of `gcnn_stn_train`."
     p = _parser('gcnn_stn_train',
                 "Train one network, test it upright and rotated, and keep its weights.")
     p.add_argument('contender', choices=CONTENDERS, metavar='NETWORK',
@@ -217,22 +255,26 @@ def _train_arguments():
                    help="the highest learning rate; None: the network's in the study")
     p.add_argument('--seed', type=int, default=0, help="of everything that is random")
     p.add_argument('--equivariance', type=int, default=0, metavar='N',
-                   help="measure the error under the rotations of C_N after each epoch; 0: don't")
+                   help="measure the error under the rotations of C_N after each epoch; "
+                        "0: don't")
     p.add_argument('--penalty', type=float, default=0.,
                    help="weight in the loss of the square of that error")
     p.add_argument('--out', default='network.safetensors',
-                   help="file for the weights; beside it go the record and the epochs, which are "
-                        "called the same, with .json and .csv in place of .safetensors")
+                   help="file for the weights; beside it go the record and the epochs, which "
+                        "are called the same, with .json and .csv in place of .safetensors")
     return _how(p)
 
+# %% ../../nbs/study/command.ipynb #64bc4dad
 def _own_run(args):
     "The run that a command line asks for, once it is clear that it can be done."
-    for name in ('seed', 'digits', 'epochs', 'threads'): check_number(name, getattr(args, name))
+    for name in ('seed', 'digits', 'epochs', 'threads'):
+        check_number(name, getattr(args, name))
     lr = LR.get(args.contender, .01) if args.lr is None else args.lr
-    config = TrainConfig(epochs=args.epochs, lr=lr, seed=args.seed, rotate=REGIMES[args.regime],
-                         equivariance=args.equivariance, penalty=args.penalty)
-    run = Run(args.contender, 'own', args.regime, args.seed, args.digits, config, _data_name(args),
-              threads=args.threads)
+    config = TrainConfig(epochs=args.epochs, lr=lr, seed=args.seed,
+                         rotate=REGIMES[args.regime], equivariance=args.equivariance,
+                         penalty=args.penalty)
+    run = Run(args.contender, 'own', args.regime, args.seed, args.digits, config,
+              _data_name(args), threads=args.threads)
     pick_device(args.device, torch.nn.Identity())
     check_enough([run])
     fresh_model(run, load_data(run.dataset))
@@ -246,9 +288,11 @@ def _beside(path):
 
 def _goes_with(record, path):
     "Whether a record in a file is that of these weights."
-    try: said, about = read_record(record), _read_checkpoint(path)[1]
-    except (ValueError, OSError): return False
-    wanted = said.get('weights') or dict(sha256=about.get('sha256'))   # older ones have no hash
+    try:
+        said, about = read_record(record), _read_checkpoint(path)[1]
+    except (ValueError, OSError):
+        return False
+    wanted = said.get('weights') or dict(sha256=about.get('sha256'))   # older: no hash
     return (said.get('id'), wanted.get('sha256')) == (about.get('run'), about.get('sha256'))
 
 def _out_path(out):
@@ -263,7 +307,8 @@ def _out_path(out):
     if taken and not _goes_with(_beside(path)[0], path):
         raise ValueError(f"out must have another name, got {out!r}, for "
                          f"{' and '.join(map(str, taken))} would be overwritten")
-    for each in (path, *_beside(path)): check_writable(each)
+    for each in (path, *_beside(path)):
+        check_writable(each)
     return path
 
 # %% ../../nbs/study/command.ipynb #ea405968
@@ -271,7 +316,8 @@ def _train_command(args, rank=0, world=1):
     "Do what the command line says."
     run, path = _own_run(args), _out_path(args.out)
     result, = run_unit((run,), device=args.device, speed=_speed(args), progress=True)
-    if rank: return
+    if rank:
+        return
     record, epochs = _beside(path)
     write_atomically(path, result.weights)
     write_atomically(epochs, csv_bytes(pd.DataFrame(result.epochs)))
@@ -280,7 +326,6 @@ def _train_command(args, rank=0, world=1):
     shares = ', '.join(f'{k} {metrics[k]:.2%}' for k in IMAGES if k in metrics)
     print(f'{shares} · weights: {path}')
 
-# %% ../../nbs/study/command.ipynb #5e960f18
 def train_main(
     argv=None, # arguments; None: the command line's
 )->int:        # exit status
