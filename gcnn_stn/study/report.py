@@ -162,7 +162,7 @@ def plot_by_angle(
     panels = dict([*long.groupby('panel', sort=False)])
     with style():
         if axs is None:
-            size = 6.4, 2.9*len(panels) + .5
+            size = 7.2, 2.9*len(panels) + .5
             axs = plt.subplots(len(panels), 1, figsize=size, squeeze=False)[1][:, 0]
     for (title, d), ax in zip(panels.items(), axs):
         _draw_by_angle(ax, title, d)
@@ -171,7 +171,8 @@ def plot_by_angle(
         for line, label in zip(*ax.get_legend_handles_labels()):
             handles[label] = line
     figure = axs[0].figure
-    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3)
+    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3,
+                  fontsize=9)
     return axs
 
 def _draw_by_angle(ax, title, rows):
