@@ -30,7 +30,8 @@ from .unit import (embeddings_path, fresh_model, load_data, run_unit,
                                  write_embeddings)
 
 # %% ../../nbs/study/command.ipynb #404565ac
-SETS = "mnist, mnist-rot, digits or a classification set of torchvision's, such as FashionMNIST"
+SETS = ("mnist, mnist-rot, digits or a classification set of torchvision's, such as "
+        "FashionMNIST")
 CHANGES = {
     'seeds': (int, "paired runs of each cell"),
     'digits': (int, "how many images to train on"),
@@ -46,9 +47,10 @@ def _parser(name, description, **kwargs):
 
 def _arguments():
     "Of `gcnn_stn_study`."
-    p = _parser('gcnn_stn_study', "Run a grid of the study, or a part of it. Start it again "
-                "after an interruption: finished runs are kept.",
-                epilog='grids: ' + '; '.join(f'{g.name}: {g.about}' for g in GRIDS.values()))
+    grids = '; '.join(f'{g.name}: {g.about}' for g in GRIDS.values())
+    p = _parser('gcnn_stn_study', "Run a grid of the study, or a part of it. Start it "
+                "again after an interruption: finished runs are kept.",
+                epilog=f'grids: {grids}')
     p.add_argument('--grid', choices=GRIDS, default='quick', help="which grid")
     p.add_argument('--only', default='', metavar='KEY=VALUE,…',
                    help="the part of the grid that says so, such as model=gcnn,order=8; "
@@ -56,7 +58,8 @@ def _arguments():
     p.add_argument('--out', default='results',
                    help="folder for results; the quick grid writes to OUT/quick")
     p.add_argument('--list', action='store_true',
-                   help="list the runs, what is done and how long the others take, and stop")
+                   help="list the runs, what is done and how long the others take, and "
+                        "stop")
     p.add_argument('--missing', action='store_true',
                    help="the same, without those that are done")
     what = p.add_argument_group('what to run', "None: as the grid has it")
@@ -89,8 +92,8 @@ def _many(p):
                      help="where: on this machine, or on a Ray cluster (RAY_ADDRESS, or a "
                           "local one)")
     how.add_argument('--gpus', type=float, default=0.,
-                     help="graphics cards for each run on Ray, such as 1 or 0.25; with 0 it "
-                          "sees none")
+                     help="graphics cards for each run on Ray, such as 1 or 0.25; with 0 "
+                          "it sees none")
     how.add_argument('--stack', type=int, default=1,
                      help="train so many runs of one configuration together, for graphics "
                           "cards")
@@ -104,7 +107,7 @@ def _data_name(args):
     name = args.dataset
     return str(user_path(name)) if (name or '').startswith('~') else name
 
-# %% ../../nbs/study/command.ipynb #675d286b
+# %% ../../nbs/study/command.ipynb #2b8303cd
 def _check_how(args):
     for name in ('jobs', 'threads', 'stack'):
         check_number(name, getattr(args, name))
@@ -128,14 +131,15 @@ def _chosen(args):
     return runs, out/'quick' if args.grid == 'quick' else out, how
 
 def _check_torchrun(runs):
-    "Processes at one network see a share of each batch, and norms over it are another network."
+    "Processes at one network see a share of each batch, and norm over that."
     norm = torch.nn.modules.batchnorm._BatchNorm
     def has_norm(contender):
         return any(isinstance(m, norm) for m in build(contender).modules())
     normed = sorted({run.contender for run in runs if has_norm(run.contender)})
     if normed:
-        raise ValueError("networks of a grid must be without batch statistics under torchrun, "
-                         f"got {', '.join(normed)}; choose others with --only, or use --jobs")
+        raise ValueError("networks of a grid must be without batch statistics under "
+                         f"torchrun, got {', '.join(normed)}; choose others with --only, "
+                         "or use --jobs")
 
 # %% ../../nbs/study/command.ipynb #d8b02873
 MOST = 8   # processes at a time, unless more are asked for
@@ -186,8 +190,8 @@ def _run_command(args, rank=0, world=1):
         failed = _work(args, runs, out, how, world)
     except KeyboardInterrupt:
         kept = sum(not is_missing(run, out) for run in runs)
-        print(f"\nstopped; {kept} of {len(runs)} runs are kept in {out}. Start again to go on.",
-              file=sys.stderr)
+        print(f"\nstopped; {kept} of {len(runs)} runs are kept in {out}. "
+              "Start again to go on.", file=sys.stderr)
         return 130
     if world > 1:
         tell(None)   # the end
@@ -198,7 +202,8 @@ def _run_command(args, rank=0, world=1):
 SELECTED = ('gcnn-c8', 'stcnn')   # whose first seed's embeddings are kept
 
 def _is_selected(run):
-    return (run.grid, run.seed, run.variant) == ('small', 0, '') and run.contender in SELECTED
+    first = (run.grid, run.seed, run.variant) == ('small', 0, '')
+    return first and run.contender in SELECTED
 
 def _select(runs, out, device):
     "Embeddings of the selected runs, where they are wanting."
@@ -247,7 +252,8 @@ def _train_arguments():
     p.add_argument('contender', choices=CONTENDERS, metavar='NETWORK',
                    help=f"one of {', '.join(CONTENDERS)}")
     p.add_argument('--regime', choices=REGIMES, default='upright',
-                   help="of the training images: as they are, or turned afresh at each visit")
+                   help="of the training images: as they are, or turned afresh at each "
+                        "visit")
     p.add_argument('--dataset', default='mnist', help=SETS)
     p.add_argument('--digits', type=int, default=50_000, help="how many images to train on")
     p.add_argument('--epochs', type=int, default=3, help="how often to visit each")
@@ -260,11 +266,12 @@ def _train_arguments():
     p.add_argument('--penalty', type=float, default=0.,
                    help="weight in the loss of the square of that error")
     p.add_argument('--out', default='network.safetensors',
-                   help="file for the weights; beside it go the record and the epochs, which "
-                        "are called the same, with .json and .csv in place of .safetensors")
+                   help="file for the weights; beside it go the record and the epochs, "
+                        "which are called the same, with .json and .csv in place of "
+                        ".safetensors")
     return _how(p)
 
-# %% ../../nbs/study/command.ipynb #64bc4dad
+# %% ../../nbs/study/command.ipynb #ccbed0b6
 def _own_run(args):
     "The run that a command line asks for, once it is clear that it can be done."
     for name in ('seed', 'digits', 'epochs', 'threads'):

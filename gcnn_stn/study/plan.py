@@ -103,7 +103,7 @@ def listing(
     seconds,            # function: run → estimate
     only_missing=False, # leave out what is done
 )->str:
-    "A line for each run: done, failed or missing; and the time that the missing ones will take."
+    "A line for each run, done, failed or missing; and how long the missing ones take."
     whys = {run: why_missing(run, out) for run in runs}
     missing = [run for run, why in whys.items() if why is not None]
     bar = tqdm(missing, desc='timing', unit='run', leave=False)

@@ -61,7 +61,8 @@ COUNT = _is_count, "a whole number of at least 0"
 POSITIVE = (lambda v: _is_count(v) and v > 0), "a whole number of at least 1"
 NUMBER = _is_number, "a number of at least 0"
 SHARE = _is_share, "a number from 0 to 1"
-SHARES = (lambda v: _is_list(v, len(ANGLES), _is_share)), f"{len(ANGLES)} numbers from 0 to 1"
+SHARES = ((lambda v: _is_list(v, len(ANGLES), _is_share)),
+          f"{len(ANGLES)} numbers from 0 to 1")
 MATRIX = _is_matrix, "a square of counts"
 HASH = ((lambda v: isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v)),
         "64 hexadecimal digits")
@@ -75,7 +76,7 @@ RECORD = dict(
     valid=COUNT,
     split_seed=_or_none(COUNT),
     test=_or_none(COUNT),
-    config=dict(epochs=POSITIVE, seed=COUNT, lr=NUMBER, rotate=FLAG),   # and TrainConfig's own
+    config=dict(epochs=POSITIVE, seed=COUNT, lr=NUMBER, rotate=FLAG),   # and others
     model=dict(label=TEXT, model=TEXT),
     cost=dict(parameters=POSITIVE, flops=POSITIVE, seconds=NUMBER, cpu_seconds=NUMBER),
     training=dict(epochs=POSITIVE, best_epoch=POSITIVE, valid_accuracy=_or_none(SHARE)),
@@ -228,7 +229,8 @@ def _miscounted(metrics, y):
     there = Counter(y)
     rows = [sum(row) for row in metrics['confusion']['rotated']]
     if rows != [there[k] for k in range(len(rows))] or sum(rows) != len(y):
-        return f'its confusion matrices must be of the {len(y):,} test images, class by class'
+        return (f'its confusion matrices must be of the {len(y):,} test images, '
+                'class by class')
     n = min(len(y), FEW)
     if any(abs(round(n*share) - n*share) > 1e-6 for share in metrics['by_angle']):
         return f'by_angle must be shares of {n:,} images'
@@ -257,8 +259,9 @@ def _left_out(out):
     path = user_path(out)/'left_out.txt'
     if not path.is_file():
         return None
-    lines = [line.partition('#')[0].strip() for line in path.read_text('utf-8').splitlines()]
-    return [line for line in lines if line]
+    lines = path.read_text('utf-8').splitlines()
+    patterns = [line.partition('#')[0].strip() for line in lines]
+    return [pattern for pattern in patterns if pattern]
 
 def _lost(run, record, path, patterns):
     "Why weights should be there that aren't, in words; None: they are left out."
@@ -270,15 +273,16 @@ def _lost(run, record, path, patterns):
 
 def _weights_fault(run, record, out):
     "Why the weights beside a record aren't its, in words; None: they are, or are left out."
-    path, wanted, patterns = weights_path(out, run.id), record.get('weights'), _left_out(out)
+    path, wanted = weights_path(out, run.id), record.get('weights')
     if not path.exists():
-        return _lost(run, record, path, patterns)
+        return _lost(run, record, path, _left_out(out))
     try:
         about = _read_checkpoint(path)[1]
     except (ValueError, OSError) as e:
         return f'its weights: {e}'
     if about.get('run') != run.id:
-        return f"its weights in {str(path)!r} must be its own, got those of {about.get('run')}"
+        return (f"its weights in {str(path)!r} must be its own, "
+                f"got those of {about.get('run')}")
     if wanted and about.get('sha256') != wanted['sha256']:
         return f'its weights in {str(path)!r} must be those of the record, got others'
     return None
@@ -345,7 +349,7 @@ def read_records(
     runs:list, # of Run
     out,       # folder of the study
 )->list:       # of dict
-    "The records of these runs that are there and can be believed, in the order of the runs."
+    "The records of these runs that are there and believed, in the order of the runs."
     records = []
     for run in runs:
         fault = _judge(run, out)[0]

@@ -156,7 +156,7 @@ def plot_by_angle(
     records:list, # of dict
     axs=None,     # an axis for each panel; None: new ones
 ):                # an axis for each regime, of each variant
-    "Accuracy against the angle: a line for each contender, a band for the spread over seeds."
+    "Accuracy against the angle: a line for each contender, a band for its seeds."
     import matplotlib.pyplot as plt
     long = _by_angle(records)
     panels = dict([*long.groupby('panel', sort=False)])
@@ -182,8 +182,8 @@ def _draw_by_angle(ax, title, rows):
         sns.lineplot(d, x='angle', y='accuracy', ax=ax, errorbar='sd',
                      **look(name) | dict(marker=None), label=d.label.iloc[0])
     lowest = math.floor(20*rows.accuracy.min() - .2)/20
-    ax.set(title=title, xlabel='angle (degrees)', ylabel='accuracy', xticks=range(0, 361, 90),
-           ylim=(lowest if lowest > .5 else 0, 1.005))
+    ax.set(title=title, xlabel='angle (degrees)', ylabel='accuracy',
+           xticks=range(0, 361, 90), ylim=(lowest if lowest > .5 else 0, 1.005))
     ax.grid(alpha=.3)
     if ax.get_legend():
         ax.get_legend().remove()

@@ -87,7 +87,8 @@ def figure_bytes(
     buffer = io.BytesIO()
     metadata = {'Date' if kind == 'svg' else 'Software': None}
     with style():
-        fig.savefig(buffer, format=kind, dpi=dpi if kind == 'png' else 55, metadata=metadata)
+        resolution = dpi if kind == 'png' else 55
+        fig.savefig(buffer, format=kind, dpi=resolution, metadata=metadata)
     return _small_png(buffer) if kind == 'png' else _rounded_svg(buffer.getvalue())
 
 def _small_png(buffer):

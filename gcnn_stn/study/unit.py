@@ -6,7 +6,7 @@
 __all__ = ['SMALLEST', 'ANGLES', 'FEW', 'DIGIT_SETS', 'StudyData', 'load_data', 'confusion', 'accuracy', 'measure', 'on_threads',
            'run_unit', 'fresh_model', 'load_run', 'embeddings_path', 'write_embeddings']
 
-# %% ../../nbs/study/unit.ipynb #32d51c04
+# %% ../../nbs/study/unit.ipynb #98da7bfb
 import functools
 import json
 import platform
@@ -29,8 +29,8 @@ from .grid import Run, identity
 from .runner import Result, weights_path
 from .stacked import fit_stacked
 from .statistics import confusion_matrix
-from .train import (Speed, checkpoint_bytes, fit, load_checkpoint, pick_device,
-                                  predict, write_atomically)
+from .train import (Speed, checkpoint_bytes, fit, load_checkpoint,
+                                  pick_device, predict, write_atomically)
 
 # %% ../../nbs/study/unit.ipynb #6e926b82
 @dataclass
@@ -70,7 +70,9 @@ def load_data(
 # %% ../../nbs/study/unit.ipynb #7b1db5e8
 ANGLES = tuple(range(0, 360, 15))   # degrees at which networks are tested …
 FEW = 1000                          # … on so many images
-DIGIT_SETS = 'mnist', 'mnist-rot', 'mnist-rot-original', 'digits', 'QMNIST', 'USPS'   # have 6 and 9
+
+# have 6 and 9
+DIGIT_SETS = 'mnist', 'mnist-rot', 'mnist-rot-original', 'digits', 'QMNIST', 'USPS'
 
 def confusion(
     model,    # a network
@@ -128,7 +130,7 @@ def on_threads(n:int):
         torch.set_num_threads(before)
 
 def run_unit(
-    unit:tuple,          # of Runs; more than one: they differ in seed alone, and are stacked
+    unit:tuple,          # of Runs; several: they differ in seed alone, and are stacked
     report=None,         # called with steps done and steps in all
     *,
     device=None,         # None: chosen
