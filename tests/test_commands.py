@@ -14,7 +14,7 @@ from gcnn_stn.evidence import gallery, race
 from gcnn_stn.study import __main__ as study
 from gcnn_stn.study.grid import GRIDS, select
 from gcnn_stn.study.plan import run_grid
-from gcnn_stn.study.record import all_records, is_missing, read_records
+from gcnn_stn.study.archive import all_records, is_missing, read_records
 from gcnn_stn.study.report import write_summary
 from gcnn_stn.study.unit import load_run
 

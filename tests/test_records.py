@@ -17,7 +17,7 @@ from gcnn_stn.study import __main__ as command
 from gcnn_stn.study import plan, report, unit
 from gcnn_stn.study.grid import GRIDS, select
 from gcnn_stn.study.plan import run_grid
-from gcnn_stn.study.record import (LATER, METRICS, RECORD, TEXT, all_records, is_missing,
+from gcnn_stn.study.archive import (LATER, METRICS, RECORD, TEXT, all_records, is_missing,
                                    read_records, record_fault, why_missing)
 from gcnn_stn.study.runner import (epochs_path, inline, record_path, weights_path,
                                    write_result)

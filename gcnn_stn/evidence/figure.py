@@ -23,7 +23,7 @@ from ..study.runner import weights_path
 from ..stn import SpatialTransformer
 from ..study.contender import CONTENDERS
 from ..study.grid import GRIDS, Run, select
-from ..study.record import is_missing, read_records
+from ..study.archive import is_missing, read_records
 from ..study.report import tidy
 from ..study.unit import embeddings_path, load_data, load_run
 from ..study.style import look, style
