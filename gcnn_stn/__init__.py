@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 _HOME = {   # module → what is offered of it
     'group': ['CyclicGroup', 'DihedralGroup'],
     'equivariance': ['equivariance_error'],
-    'layer': ['LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'Downsample2d',
-              'GroupPool', 'GlobalPool'],
+    'layer': ['LiftingConv2d', 'GroupConv2d'],
+    'norm': ['GroupBatchNorm'],
+    'pool': ['Downsample2d', 'GroupPool', 'GlobalPool'],
     'separable': ['SeparableGroupConv2d'],
     'stn': ['SpatialTransformer'],
     'model': ['GCNN', 'STCNN', 'CNN'],
@@ -65,9 +66,10 @@ if TYPE_CHECKING:   # for editors and type checkers
     from gcnn_stn.equivariance import equivariance_error
     from gcnn_stn.fold import fold
     from gcnn_stn.group import CyclicGroup, DihedralGroup
-    from gcnn_stn.layer import Downsample2d, GlobalPool, GroupBatchNorm
-    from gcnn_stn.layer import GroupConv2d, GroupPool, LiftingConv2d
+    from gcnn_stn.layer import GroupConv2d, LiftingConv2d
     from gcnn_stn.model import CNN, GCNN, STCNN
+    from gcnn_stn.norm import GroupBatchNorm
+    from gcnn_stn.pool import Downsample2d, GlobalPool, GroupPool
     from gcnn_stn.separable import SeparableGroupConv2d
     from gcnn_stn.sizes import check_sizes
     from gcnn_stn.stn import SpatialTransformer

@@ -12,7 +12,8 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from torch import Tensor
-from .group import FiniteGroup, on_cpu, transform_image
+from .group import FiniteGroup, transform_image
+from .image import on_cpu
 
 # %% ../nbs/layers/kernel.ipynb #e2b9e8e5
 def pixel_basis(

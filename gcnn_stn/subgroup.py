@@ -12,7 +12,8 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from .group import FiniteGroup, on_cpu, transform_image
+from .group import FiniteGroup, transform_image
+from .image import on_cpu
 from .kernel import _check, _check_group, _check_tensor
 from .layout import _check_feature, _settled
 from .pool import REDUCE, _check_reduce

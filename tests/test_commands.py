@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from book import ROOT
-from gcnn_stn.evidence import race, gallery, study
+from gcnn_stn.evidence import gallery, race
+from gcnn_stn.study import __main__ as study
+from gcnn_stn.study.grid import GRIDS, select
+from gcnn_stn.study.plan import run_grid
+from gcnn_stn.study.archive import all_records, is_missing, read_records
+from gcnn_stn.study.report import write_summary
+from gcnn_stn.study.unit import load_run
 
-COMMANDS = {'study': study.main, 'train': study.train_main, 'figures': gallery.main, 'bench': benchmark.main}
+COMMANDS = {'study': study.main, 'train': study.train_main, 'figures': gallery.main, 'bench': race.main}
 LIMIT = 1200   # seconds; only what hangs takes as long
 FEW = '--dataset', 'digits', '--digits', '40', '--epochs', '1', '--device', 'cpu'
 TOY = (*FEW, '--test', '20', '--only', 'contender=cnn,regime=upright')
@@ -159,12 +165,12 @@ def test_home(what, home):
 
 def test_home_by_hand(home):
     "In Python, too."
-    run, = study.select(study.GRIDS['quick'].runs(dataset='digits', digits=40, epochs=1, test=20), 'contender=cnn,regime=upright')
-    records, failed = study.run_grid([run], '~/mine', 'cpu', progress=False)
-    assert not failed and study.read_records([run], '~/mine') == study.all_records('~/mine') == records
-    assert not study.is_missing(run, home/'mine') and not study.is_missing(run, '~/mine')
-    study.load_run(run, '~/mine')
-    study.write_summary(records, '~/mine')
+    run, = select(GRIDS['quick'].runs(dataset='digits', digits=40, epochs=1, test=20), 'contender=cnn,regime=upright')
+    records, failed = run_grid([run], '~/mine', 'cpu', progress=False)
+    assert not failed and read_records([run], '~/mine') == all_records('~/mine') == records
+    assert not is_missing(run, home/'mine') and not is_missing(run, '~/mine')
+    load_run(run, '~/mine')
+    write_summary(records, '~/mine')
     assert (home/'mine'/'table.md').exists() and not [*Path('.').iterdir()]
 
 
@@ -307,4 +313,4 @@ ONLY = {   # --only → which runs of the quick grid are left
 
 
 @pytest.mark.parametrize('only', ONLY)
-def test_only(only): assert len(study.select(study.GRIDS['quick'].runs(), only)) == ONLY[only]
+def test_only(only): assert len(select(GRIDS['quick'].runs(), only)) == ONLY[only]

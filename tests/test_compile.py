@@ -44,6 +44,6 @@ def heavy(module):
 
 def test_import(capsys):
     "The layers import nothing heavy beyond torch; the time is reported, not judged."
-    assert heavy('gcnn_stn.layer') == [] and 'pandas' in heavy('gcnn_stn.study.grid')
+    assert heavy('gcnn_stn.layer') == [] and 'pandas' in heavy('gcnn_stn.study.report')
     layer, torch = (min(times) for times in zip(*((fresh('import gcnn_stn.layer')[1], fresh('import torch')[1]) for _ in range(3))))
     with capsys.disabled(): print(f'\nimport gcnn_stn.layer takes {layer/torch:.2f} × import torch')

@@ -16,11 +16,9 @@ from torch import nn
 
 from book import ROOT
 from gcnn_stn import data
-from gcnn_stn.evidence import figure, gallery, play
-from gcnn_stn.evidence import race as benchmark
-from gcnn_stn.study import checkpoint
-from gcnn_stn.study import grid as study
-from gcnn_stn.study import record, rot, runner, style, train
+from gcnn_stn.evidence import figure, flip, gallery, race
+from gcnn_stn.study import __main__ as study
+from gcnn_stn.study import checkpoint, record, rot, runner, style, train
 from gcnn_stn.study.data import from_torchvision, load_dataset
 
 DIGITS = Path(data._find([*data.MNIST_MD5])).parents[1]
@@ -74,7 +72,7 @@ def put_pictures(folder):
 
 
 def put_weights(file): checkpoint.save_checkpoint(file, nn.Linear(2, 3))
-def put_rows(file): benchmark.write_rows(file, [dict(case='x')])
+def put_rows(file): race.write_rows(file, [dict(case='x')])
 
 
 def put_record(file):
@@ -126,7 +124,7 @@ READS = {
     'load_checkpoint':
         (put_weights, lambda path: checkpoint.load_checkpoint(path, nn.Linear(2, 3))),
     'read_record': (put_record, record.read_record),
-    'read_rows': (put_rows, lambda path: benchmark.read_rows(path)[0]),
+    'read_rows': (put_rows, lambda path: race.read_rows(path)[0]),
     'Evidence': (put_study, figure.Evidence),
 }
 SEARCHES = 'mnist', 'mnist_rot', 'load_dataset', 'mnist-rot', 'from_torchvision'
@@ -161,8 +159,8 @@ WRITES = {
     'save_checkpoint': put_weights,
     'fit': fit,
     'write_rows': put_rows,
-    'run_cases': lambda path: benchmark.run_cases([CASE], path, seconds=0, progress=False),
-    'write_page': lambda path: play.write_page(play.Plaything('x'), path),
+    'run_cases': lambda path: race.run_cases([CASE], path, seconds=0, progress=False),
+    'write_page': lambda path: flip.write_page(flip.Plaything('x'), path),
     'save_figure': lambda path: style.save_figure(plt.figure(), path),
     'write a figure': lambda path: gallery.write(plt.figure(), path),
     'write a table': lambda path: gallery.write(TABLE, path),
@@ -171,7 +169,7 @@ WRITES = {
     'run_missing': lambda path: runner.run_missing([], None, path, None, progress=False),
     'gcnn_stn_train': command(study.train_main, 'cnn', *SHORT, '--out'),
     'gcnn_stn_study': command(study.main, *ONE, *SHORT, '--out'),
-    'gcnn_stn_bench': command(benchmark.main, '--only', CASE, '--seconds', '0', '--out'),
+    'gcnn_stn_bench': command(race.main, '--only', CASE, '--seconds', '0', '--out'),
     'gcnn_stn_figures': command(gallery.main, '--results', str(ROOT/'results'),
                                 'published-rows', '--out'),
 }

@@ -11,8 +11,11 @@ from gcnn_stn.data import mnist, normalize, rotate
 from gcnn_stn.evidence.figure import Evidence
 from gcnn_stn.group import CyclicGroup
 from gcnn_stn.kernel import basis_operator
-from gcnn_stn.evidence.play import copy_errors, edge_kernel, kernel_explorer, orientation_dial, write_page
-from gcnn_stn.study.grid import GRIDS, load_run, select
+from gcnn_stn.evidence.play import (copy_errors, edge_kernel, kernel_explorer,
+                                    orientation_dial)
+from gcnn_stn.evidence.flip import write_page
+from gcnn_stn.study.grid import GRIDS, select
+from gcnn_stn.study.unit import load_run
 
 pytestmark = needs_chromium
 LIMIT = 300_000   # bytes

@@ -12,12 +12,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import gcnn_stn.study.grid as study
 from book import ROOT
+from gcnn_stn.study import __main__ as command
+from gcnn_stn.study import plan, report, unit
+from gcnn_stn.study.grid import GRIDS, select
+from gcnn_stn.study.plan import run_grid
+from gcnn_stn.study.archive import (LATER, METRICS, RECORD, TEXT, all_records, is_missing,
+                                   read_records, record_fault, why_missing)
 from gcnn_stn.study.record import epochs_path, record_path, weights_path, write_result
-from gcnn_stn.study.grid import (GRIDS, RECORD, all_records, is_missing, load_run, main, read_records, record_fault, run_grid,
-                            run_unit, select, why_missing)
+from gcnn_stn.study.engine import inline
 from gcnn_stn.study.checkpoint import checkpoint_bytes
+from gcnn_stn.study.unit import fresh_model, load_data, load_run, run_unit
 
 TOY = dict(dataset='digits', digits=60, epochs=1, test=50)
 RUNS = select(GRIDS['quick'].runs(**TOY), 'contender=cnn')
@@ -39,11 +44,11 @@ def folder(results, tmp_path, monkeypatch):
         again.extend(run.id for run in unit)
         return [results[run.id] for run in unit]
     again = []
-    monkeypatch.setattr(study, 'run_unit', work)
-    monkeypatch.setattr(study, 'processes', lambda *args: study.inline)
-    monkeypatch.setattr(study, 'plot_by_angle', lambda records: [SimpleNamespace(figure=None)])   # takes its time
-    monkeypatch.setattr(study, 'save_figure', lambda figure, path: None)
-    monkeypatch.setattr(study, 'again', again, raising=False)
+    monkeypatch.setattr(plan, 'run_unit', work)
+    monkeypatch.setattr(command, 'processes', lambda *args: inline)
+    monkeypatch.setattr(report, 'plot_by_angle', lambda records: [SimpleNamespace(figure=None)])   # takes its time
+    monkeypatch.setattr(report, 'save_figure', lambda figure, path: None)
+    monkeypatch.setattr(plan, 'again', again, raising=False)
     for result in results.values(): write_result(tmp_path/'quick', result)
     return tmp_path/'quick'
 
@@ -51,7 +56,7 @@ def folder(results, tmp_path, monkeypatch):
 def told(folder, *arguments):
     "What the command says: its status, its words, its complaints."
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        status = main([*COMMAND, '--out', str(folder.parent), *arguments])
+        status = command.main([*COMMAND, '--out', str(folder.parent), *arguments])
     return status, out.getvalue(), err.getvalue()
 
 
@@ -88,7 +93,7 @@ def flip(data): return data[:-1] + bytes([data[-1] ^ 1])
 
 def retrained(folder):
     "Weights of the same run at another time."
-    net = study._model(replace(RUN, seed=7), study.load_data('digits'))
+    net = fresh_model(replace(RUN, seed=7), load_data('digits'))
     weights_path(folder, RUN.id).write_bytes(checkpoint_bytes(net, torch.float16, run=RUN.id))
 
 
@@ -180,7 +185,7 @@ DAMAGED = {   # name → damage; words that must be said
 def test_sound(folder):
     "Nothing is done again where nothing is wrong."
     status, said, complaints = told(folder)
-    assert (status, study.again) == (0, []) and said.count('CNN') == 2 and not complaints, complaints
+    assert (status, plan.again) == (0, []) and said.count('CNN') == 2 and not complaints, complaints
 
 
 @pytest.mark.parametrize('name', DAMAGED)
@@ -193,9 +198,9 @@ def test_damaged(name, folder):
     assert is_missing(RUN, folder) and not is_missing(OTHER, folder)
     assert '1 of 2 runs are missing' in told(folder, '--missing')[1]
     status, said, complaints = told(folder)
-    assert (status, study.again) == (0, [RUN.id]) and said.count('CNN') == 2
+    assert (status, plan.again) == (0, [RUN.id]) and said.count('CNN') == 2
     assert complaints.count(f'{RUN.id} is done again') == (why != ''), complaints
-    assert not is_missing(RUN, folder) and told(folder)[2] == '' and study.again == [RUN.id]
+    assert not is_missing(RUN, folder) and told(folder)[2] == '' and plan.again == [RUN.id]
     load_run(RUN, folder)
 
 
@@ -215,7 +220,7 @@ def leaves(schema, where=()):
         if isinstance(rule, dict): yield from leaves(rule, (*where, key))
 
 
-SCHEMA = RECORD | {'metrics': study.METRICS} | study.LATER
+SCHEMA = RECORD | {'metrics': METRICS} | LATER
 ALL = [*leaves(SCHEMA)]
 
 
@@ -230,8 +235,8 @@ def test_each_key(keys, results):
         place = reduce(dict.get, outer, record)
         if value is GONE: del place[last]
         else: place[last] = value
-        optional = keys[0] in study.LATER and value is GONE and len(keys) == 1
-        text = value == 'nonsense' and study.TEXT is reduce(dict.get, keys, SCHEMA) and keys[0] not in ('id', 'contender', 'grid', 'regime')
+        optional = keys[0] in LATER and value is GONE and len(keys) == 1
+        text = value == 'nonsense' and TEXT is reduce(dict.get, keys, SCHEMA) and keys[0] not in ('id', 'contender', 'grid', 'regime')
         assert bool(record_fault(record)) is not (optional or text), (value, record_fault(record))
 
 
@@ -242,7 +247,7 @@ def test_places_taken(folder):
         path.unlink(missing_ok=True)
         path.mkdir()
         status, _, complaints = told(folder)
-        assert (status, study.again) == (2, []) and 'must be a file' in complaints, complaints
+        assert (status, plan.again) == (2, []) and 'must be a file' in complaints, complaints
         path.rmdir()
 
 
@@ -274,7 +279,7 @@ def test_foreign(name, folder):
     before = os.lstat(folder/'runs'/f'{stem}.json').st_mtime_ns
     edit(seed=3)(folder)                                     # there is something to do, too
     status, said, complaints = told(folder)
-    assert (status, study.again) == (0, [RUN.id]) and said.count('CNN') == 2
+    assert (status, plan.again) == (0, [RUN.id]) and said.count('CNN') == 2
     assert complaints.count(f'{stem}.json') == 1 and 'Traceback' not in complaints, complaints
     assert os.lstat(folder/'runs'/f'{stem}.json').st_mtime_ns == before
     assert (folder/'quick.md').read_text('utf-8').count('CNN') == 2
@@ -309,7 +314,7 @@ def test_older_and_newer(folder):
     edit(invented={'later': 1}, versions__gcnn_stn='99.0', metrics__upside_down=.5)(folder)
     assert not is_missing(RUN, folder) and 'on 4 threads' in told(folder, '--list')[1]
     status, _, complaints = told(folder)
-    assert (status, study.again) == (0, []) and '1 older records were computed on other numbers of threads' in complaints
+    assert (status, plan.again) == (0, []) and '1 older records were computed on other numbers of threads' in complaints
     weights_path(folder, RUN.id).unlink()
     assert not is_missing(RUN, folder)                       # nobody can tell whether they were kept
     (folder/'left_out.txt').write_text('# none\n')
@@ -322,7 +327,7 @@ def test_left_out(folder):
     weights_path(folder, RUN.id).unlink()
     assert is_missing(RUN, folder) and len(read_records(RUNS, folder)) == 2   # the record is there
     (folder/'left_out.txt').write_text('gcnn-*\ncnn-*-s0   # small\n')
-    assert not is_missing(RUN, folder) and told(folder)[0] == 0 and not study.again
+    assert not is_missing(RUN, folder) and told(folder)[0] == 0 and not plan.again
     weights_path(folder, RUN.id).write_bytes(b'x')
     assert is_missing(RUN, folder)
     swap(weights_path)(folder)
@@ -331,23 +336,23 @@ def test_left_out(folder):
 
 def test_other_data(folder, monkeypatch):
     "Ten images less are another data set."
-    load = study.load_dataset
+    load = unit.load_dataset
     def fewer(*args, **kwargs):
         data = load(*args, **kwargs)
         return replace(data, train=tuple(t[:-10] for t in data.train))
-    monkeypatch.setattr(study, 'load_dataset', fewer)
-    study.load_data.cache_clear()
+    monkeypatch.setattr(unit, 'load_dataset', fewer)
+    load_data.cache_clear()
     try:
         assert all('other images' in why_missing(run, folder) for run in RUNS)
         with pytest.warns(UserWarning, match='other images'): assert not read_records(RUNS, folder)
-    finally: study.load_data.cache_clear()
+    finally: load_data.cache_clear()
 
 
 def test_never_ending(folder, results, monkeypatch):
     "A run whose record is refused as soon as it is written isn't done for ever."
     honest = results[RUN.id]
     lie = replace(honest, record=honest.record | dict(seed=5))
-    monkeypatch.setattr(study, 'run_unit', lambda unit, report=None, **how: [lie])
+    monkeypatch.setattr(plan, 'run_unit', lambda unit, report=None, **how: [lie])
     remove(record_path)(folder)
     with pytest.warns(UserWarning): failed = run_grid(RUNS, folder, 'cpu', progress=False)[1]
     assert [*failed] == [RUN.id] and 'does not count as done' in failed[RUN.id].reason

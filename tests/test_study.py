@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from book import ROOT
+from gcnn_stn.study.contender import build
 from gcnn_stn.study.data import load_dataset
-from gcnn_stn.study.grid import GRIDS, build, run_grid, select
+from gcnn_stn.study.grid import GRIDS, select
+from gcnn_stn.study.plan import run_grid
 from gcnn_stn.study.train import TrainConfig, fit
 
-STUDY = [sys.executable, '-c', 'import sys; from gcnn_stn.study.grid import main; sys.exit(main())']   # as the command that pip installs
+STUDY = [sys.executable, '-c', 'import sys; from gcnn_stn.study.__main__ import main; sys.exit(main())']   # as the command that pip installs
 TOY = ['--device', 'cpu', '--digits', '200', '--epochs', '1', '--test', '100', '--jobs', '1']
 LIMIT = 1200   # seconds; only what hangs takes as long
 
@@ -228,7 +230,7 @@ def test_ray_cluster(undisturbed, tmp_path, cluster):
 @pytest.mark.slow
 def test_torchrun_refuses(tmp_path):
     "Batch norm over half a batch is another network, so it isn't done silently."
-    done = subprocess.run(command(tmp_path, '--only', 'contender=cnn', head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', 'gcnn_stn.study.grid']),
+    done = subprocess.run(command(tmp_path, '--only', 'contender=cnn', head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', 'gcnn_stn.study']),
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and 'without batch statistics' in done.stderr and not stamps(tmp_path), done.stderr
 
@@ -247,7 +249,7 @@ def test_torchrun(tmp_path):
     "Two processes train one network, and leave one record, with the loss that one process finds."
     only = ['--only', 'contender=stcnn-published,regime=upright']
     run(tmp_path/'one', *only)
-    run(tmp_path/'two', *only, head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', 'gcnn_stn.study.grid'])
+    run(tmp_path/'two', *only, head=[sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '-m', 'gcnn_stn.study'])
     losses = [float(next((tmp_path/n/'quick'/'runs').glob('*.csv')).read_text().splitlines()[1].split(',')[1]) for n in ('one', 'two')]
     assert abs(losses[0] - losses[1]) < 1e-4 and losses[0] > 0
 

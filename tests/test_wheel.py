@@ -80,6 +80,11 @@ def test_command(command, python, tmp_path):
     assert 'usage' in run(python.with_name(command), '--help', cwd=tmp_path)
 
 
+def test_study_as_a_module(python, tmp_path):
+    said = run(python, '-m', 'gcnn_stn.study', '--help', cwd=tmp_path)
+    assert said.startswith('usage: gcnn_stn_study')
+
+
 def imports(module):
     "Top-level names that `module` imports, wherever it does."
     for node in ast.walk(ast.parse(module.read_text())):

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 import torch
 from torch import Tensor
-from ..study.train import write_atomically
+from ..study.checkpoint import write_atomically
 
 # %% ../../nbs/evidence/flip.ipynb #afbda2ff
 #| code-fold: show

@@ -18,24 +18,28 @@ from ..data import user_path
 from .figure import DRAWINGS, Evidence, command, notes
 from ..study.record import csv_bytes
 from ..study.terminal import command_line
-from ..study.grid import markdown
+from ..study.report import markdown
 from ..study.style import save_figure
 from ..study.checkpoint import check_writable, write_atomically
 
 # %% ../../nbs/evidence/gallery.ipynb #b1e17e3e
 def write(
-    drawn, path, # matplotlib Figure or pandas DataFrame; without ending
-)->list:         # of files
+    drawn,   # matplotlib Figure or pandas DataFrame
+    path,    # without ending
+)->list:     # of files
     "A figure as SVG and PNG, a table as CSV and Markdown."
     path = user_path(path)
     if not isinstance(drawn, pd.DataFrame): return save_figure(drawn, path)
-    files = {Path(f'{path}.csv'): csv_bytes(drawn), Path(f'{path}.md'): markdown(drawn).encode()}
+    files = {Path(f'{path}.csv'): csv_bytes(drawn),
+             Path(f'{path}.md'): markdown(drawn).encode()}
     for file, data in files.items(): write_atomically(file, data)
     return [*files]
 
 def draw_all(
-    names, evidence:Evidence, out, # folder
-    progress=True,
+    names,             # keys of DRAWINGS
+    evidence:Evidence, # what a study has left
+    out,               # folder
+    progress=True,     # whether to show it
 )->tuple: # files by name, notes by name, reasons by name of what couldn't be drawn
     "Draw; what lacks its evidence doesn't stop the others."
     files, said, failed, out = {}, {}, {}, user_path(out)
@@ -47,18 +51,26 @@ def draw_all(
     return files, {k: v for k, v in said.items() if v}, failed
 
 # %% ../../nbs/evidence/gallery.ipynb #cbd48bc8
-def report_missing(evidence:Evidence, few=3)->str:
+def report_missing(
+    evidence:Evidence, # what a study has left
+    few=3,             # runs of a grid that are named one by one; of more, the grid is
+)->str:
     "A line for each grid with missing runs, and the command that makes them."
+    missing = evidence.missing.values()
+    where = f' --out {evidence.results}' if str(evidence.results) != 'results' else ''
     lines = []
-    for grid in dict.fromkeys(run.grid for run in evidence.missing.values()):
-        runs = [run for run in evidence.missing.values() if run.grid == grid]
-        where = f' --out {evidence.results}' if str(evidence.results) != 'results' else ''
-        how = [command(run) for run in runs] if len(runs) <= few else [f'gcnn_stn_study --grid {grid}']
-        lines.append(f"{len(runs)} {'runs' if len(runs) > 1 else 'run'} of the grid {grid} not done: " + '; '.join(c + where for c in how))
+    for grid in dict.fromkeys(run.grid for run in missing):
+        runs = [run for run in missing if run.grid == grid]
+        how = [f'gcnn_stn_study --grid {grid}']
+        if len(runs) <= few: how = [command(run) for run in runs]
+        count = f"{len(runs)} {'runs' if len(runs) > 1 else 'run'}"
+        makes = '; '.join(c + where for c in how)
+        lines.append(f'{count} of the grid {grid} not done: {makes}')
     return '\n'.join(lines)
 
 # %% ../../nbs/evidence/gallery.ipynb #8c371dc4
 def _arguments():
+    "What the command understands."
     p = argparse.ArgumentParser(
         'gcnn_stn_figures', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Draw the figures and tables of the book from the records of a study. "
@@ -74,7 +86,8 @@ def _arguments():
 def _check_names(names):
     unknown = [name for name in names if name not in DRAWINGS]
     if unknown:
-        raise ValueError(f"names must be among {', '.join(DRAWINGS)}, got {', '.join(unknown)}")
+        raise ValueError(f"names must be among {', '.join(DRAWINGS)}, "
+                         f"got {', '.join(unknown)}")
 
 # %% ../../nbs/evidence/gallery.ipynb #fb28721b
 def _draw(args):

@@ -16,8 +16,9 @@ import pandas as pd
 
 from .figure import Evidence, drawing
 from ..model import count_flops, count_parameters
-from ..study.grid import (CONTENDERS, GRIDS, LOC_CHANNELS, build, six_and_nine,
-                                 summary)
+from ..study.contender import CONTENDERS, LOC_CHANNELS, build
+from ..study.grid import GRIDS
+from ..study.report import six_and_nine, summary
 from ..study.statistics import interval, sign_flip_test
 
 # %% ../../nbs/evidence/table.ipynb #60d2f094

@@ -16,7 +16,8 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from ..data import normalize
 from .figure import (Evidence, _bare, _in_two, crowd, drawing, embed,
                                       full_turn, pair, turned)
-from ..study.grid import CONTENDERS, Run
+from ..study.contender import CONTENDERS
+from ..study.grid import Run
 
 # %% ../../nbs/evidence/turning.ipynb #a7f54e39
 @torch.no_grad()

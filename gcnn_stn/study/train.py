@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..data import _prepare, random_angles
-from ..group import on_cpu
+from ..image import on_cpu
 from ..model import _unit, known_statistics, unwrapped, weights_dtype
 from .checkpoint import check_writable, save_checkpoint
 from .config import (Speed, TrainConfig, _check_kinds, _computing, _whole,
