@@ -90,7 +90,7 @@ Try first:
 gcnn_stn.study, figures and tables in gcnn_stn.evidence.
 """
 
-_all_ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error', 'LiftingConv2d',
-         'GroupConv2d', 'GroupBatchNorm', 'Downsample2d', 'GroupPool', 'GlobalPool',
-         'SeparableGroupConv2d', 'SpatialTransformer', 'GCNN', 'STCNN', 'CNN', 'fold',
-         'check_sizes', 'diagnose']
+_all_ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error',
+         'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'Downsample2d', 'GroupPool',
+         'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'GCNN', 'STCNN', 'CNN',
+         'fold', 'check_sizes', 'diagnose']

@@ -51,16 +51,20 @@ def check_config(project):
     return complaints + [f'_quarto.yml: nbs/{f} does not exist' for f in files if not (project/'nbs'/f).exists()]
 
 
+WIDEST = 92   # characters of a line of code that fit the column
+
+
 def check_cells(project):
-    "Directives and options of all cells: known, well-formed, a picture never without a description."
+    "Directives and options of all cells: known, well-formed, a picture never without a description, lines that fit the page."
     complaints = []
     for notebook in chapters(project/'nbs'):
         for number, cell in enumerate(json.loads(notebook.read_text())['cells']):
             if cell['cell_type'] != 'code': continue
             where = f"{name_of(notebook, project/'nbs')}, cell {number}"
-            try: directives, options, _ = split_cell(''.join(cell['source']), read_yaml)
+            try: directives, options, code = split_cell(''.join(cell['source']), read_yaml)
             except yaml.YAMLError as e: complaints.append(f"{where}: {str(e).splitlines()[0]}"); continue
             complaints += against('options', options, where) + against('directives', sorted(directives), where)
+            if 'hide' not in directives: complaints += [f'{where}: {len(line)} characters in a line: {line.strip()[:60]}' for line in code.split('\n') if len(line) > WIDEST]
             complaints += [f"{where}: it failed: {o['ename']}" for o in cell['outputs'] if o['output_type'] == 'error']
             drawn = any('image/png' in o.get('data', {}) for o in cell['outputs'])
             if drawn and 'hide' not in directives and 'fig-alt' not in options: complaints.append(f'{where}: a picture without fig-alt')

@@ -129,6 +129,7 @@ FAULTS = {
     'an unknown directive': (page('#| label', '#| exprot\n#| label'), 'exprot'),
     'an option that is no YAML': (page('"A caption."', '"A caption.'), 'part/thing.ipynb, cell 2'),
     'a figure without description': (page('#| fig-alt: "A description."\n', ''), 'fig-alt'),
+    'a line too long for the page': (page('show()', f"show({'1, '*40})"), 'characters in a line'),
     'a cell that failed': (raw('"output_type": "display_data"', '"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []'), 'it failed: ValueError'),
     'an unknown citation': (page('@cohen2016group', '@nobody1900nothing'), 'nobody1900nothing'),
     'a reference into the void': (page('@fig-card', '@fig-missing'), 'fig-missing is not resolved'),
