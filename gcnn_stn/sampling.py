@@ -32,7 +32,7 @@ def blur_pool(
     x:Tensor,     # images (B, C, H, W)
     stride:int=2, # of the samples that are kept
 )->Tensor:        # (B, C, ⌈H/stride⌉, ⌈W/stride⌉)
-    "Blur and keep every `stride`-th pixel, from samples in the middle of the image."
+    "Blur and keep every stride-th pixel, from samples in the middle of the image."
     return F.avg_pool2d(F.avg_pool2d(_continued(x, stride), stride, 1), stride)
 
 # %% ../nbs/layers/sampling.ipynb #61322cd3
@@ -67,7 +67,7 @@ class _Resample(nn.Module):
 
 # %% ../nbs/layers/sampling.ipynb #2e88bf79
 class BlurPool2d(_Resample):
-    "Blur, then keep every `stride`-th pixel; exact at every size (after Zhang 2019)."
+    "Blur, then keep every stride-th pixel; exact at every size (after Zhang 2019)."
     def __init__(
         self,
         stride:int=2, # at least 1; 1 changes nothing
@@ -82,7 +82,7 @@ class BlurPool2d(_Resample):
     def extra_repr(self): return f'stride={self.stride}'
 
 class MaxBlurPool2d(BlurPool2d):
-    "The maximum of every window, blurred, every `stride`-th kept (after Zhang 2019)."
+    "The maximum of every window, blurred, every stride-th kept (after Zhang 2019)."
     def __init__(
         self,
         stride:int=2, # size of the windows, too
