@@ -1,9 +1,9 @@
 "Notebooks are clean, and the package is exactly what they export."
-import filecmp
+import ast, filecmp, json, re
 
 import pytest
 
-from book import ROOT, copy_project, python
+from book import ROOT, chapters, copy_project, python
 
 
 def files(project):
@@ -43,3 +43,19 @@ def test_drift_is_seen(fault, named, tmp_path):
     copy_project(project, 'settings.ini', 'pyproject.toml', 'nbs', 'gcnn_stn')
     fault(project)
     assert named in drift(project, scratch)
+
+
+def mixed(notebook):
+    "Cells with imports and something else, which nbdev runs whenever it makes a page; `exec_doc` says that it may."
+    for cell in json.loads(notebook.read_text())['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] != 'code' or re.search(r'#\| (eval: false|exec_doc)', source): continue
+        kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body}
+        if len(kinds) == 2: yield f"{notebook.name}: {cell['id']}"
+
+
+def test_imports_have_cells_of_their_own(tmp_path):
+    assert not [c for notebook in chapters(ROOT/'nbs') for c in mixed(notebook)]
+    cell = dict(cell_type='code', id='faulty', source='import os\nprint(os.sep)')
+    (tmp_path/'one.ipynb').write_text(json.dumps(dict(cells=[cell])))
+    assert [*mixed(tmp_path/'one.ipynb')] == ['one.ipynb: faulty']

@@ -31,6 +31,7 @@ from .drift import (_check_layer, _penalized, _tapped, _turns,
 from .judge import (_check_data, _check_logits, _check_range, _measured,
                                   evaluate, pick_device, predict, same_mode)
 
+# %% ../../nbs/study/train.ipynb #726b405a
 _all_ = ['Speed', 'TrainConfig', 'evaluate', 'predict']   # at hand for whoever trains
 
 # %% ../../nbs/study/train.ipynb #b554cb1c
