@@ -102,7 +102,7 @@ def runs_needed(
     comparisons:int=1,  # tested together, as by holm
     alpha:float=.05,    # the risk of a false alarm
 )->int:                 # pairs
-    "The fewest pairs with which sign flips can find all of `comparisons` differences."
+    "The fewest pairs with which sign flips can find so many differences."
     if comparisons < 1 or not 0 < alpha < 1:
         raise ValueError("comparisons must be positive and alpha in (0, 1), "
                          f"got {comparisons!r} and {alpha!r}")
