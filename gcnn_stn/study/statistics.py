@@ -226,7 +226,7 @@ def accuracy_interval(
     images:int,            # of the test set
     confidence:float=.95,  # in (0, 1)
 )->tuple:                  # low, high
-    "Wilson's interval: how well *this* network would read *other* images of the same kind."
+    "Wilson's interval: how well this network would read other images of the same kind."
     if not (0 <= accuracy <= 1 and images >= 1):
         raise ValueError("accuracy must lie in [0, 1] and images be positive, "
                          f"got {accuracy!r} and {images!r}")
