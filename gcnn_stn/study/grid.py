@@ -23,7 +23,7 @@ REGIMES = {'upright': False, 'rotated': True, 'given': False, 'augmented': True}
 #| code-fold: show
 @dataclass(frozen=True)
 class Run:
-    "One cell of a grid: all there is to know before it starts."
+    "One run of a grid: all there is to know before it starts."
     contender:str      # a key of CONTENDERS
     grid:str           # the grid it belongs to
     regime:str         # a key of REGIMES
@@ -162,7 +162,7 @@ GRIDS = {grid.name: grid for grid in (
     Grid('quick', "five contenders, 10,000 digits, two epochs: minutes on a laptop",
          _cells(QUICK, 'upright', 'rotated'), seeds=1, digits=10_000,
          config=TrainConfig(epochs=2)),
-    Grid('small', "the repaired study: all contenders, 50,000 digits, six paired seeds",
+    Grid('small', "the repaired study: ten contenders, 50,000 digits, six paired seeds",
          _cells(SMALL, 'upright', 'rotated'), seeds=6, digits=50_000,
          config=TrainConfig(epochs=3)),
     Grid('tune', "learning rates, tried on digits of the training set",

@@ -102,7 +102,7 @@ def runs_needed(
     comparisons:int=1,  # tested together, as by holm
     alpha:float=.05,    # the risk of a false alarm
 )->int:                 # pairs
-    "The fewest pairs with which sign flips can find all of `comparisons` differences."
+    "The fewest pairs with which sign flips can find so many differences."
     if comparisons < 1 or not 0 < alpha < 1:
         raise ValueError("comparisons must be positive and alpha in (0, 1), "
                          f"got {comparisons!r} and {alpha!r}")
@@ -226,7 +226,7 @@ def accuracy_interval(
     images:int,            # of the test set
     confidence:float=.95,  # in (0, 1)
 )->tuple:                  # low, high
-    "Wilson's interval: how well *this* network would read *other* images of the same kind."
+    "Wilson's interval: how well this network would read other images of the same kind."
     if not (0 <= accuracy <= 1 and images >= 1):
         raise ValueError("accuracy must lie in [0, 1] and images be positive, "
                          f"got {accuracy!r} and {images!r}")
