@@ -20,7 +20,9 @@ def copy_project(target, *names, root=ROOT):
     for name in names:
         source = root/name
         if source.is_dir(): shutil.copytree(source, target/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-        elif source.exists(): shutil.copy(source, target/name)
+        elif source.exists():
+            (target/name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target/name)
     return target
 
 

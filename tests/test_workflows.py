@@ -10,7 +10,7 @@ from book import ROOT, chapters, copy_project, name_of
 from checks import read_yaml
 from colab import LINK, colab, installation, with_colab
 
-FILES = '.github', 'CITATION.cff', 'CHANGELOG.md', 'CONTRIBUTING.md', 'README.md', 'LICENSE', 'Makefile', 'settings.ini', 'setup.py', '_quarto.yml', 'nbs'
+FILES = '.github', 'CITATION.cff', 'CHANGELOG.md', 'CONTRIBUTING.md', 'README.md', 'LICENSE', 'Makefile', 'settings.ini', 'setup.py', '_quarto.yml', 'nbs', 'tests/test_site.py'
 WORKFLOWS, FORMS = '.github/workflows', '.github/ISSUE_TEMPLATE'
 ACTIONS = {   # in these versions, with inputs that they document
     'actions/checkout@v6': (), 'actions/setup-python@v6': ('python-version', 'cache', 'cache-dependency-path'), 'actions/setup-node@v6': ('node-version',),
