@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.patheffects import withStroke
 from safetensors.torch import load_file
-from .data import MNIST_MEAN, MNIST_STD, normalize, random_angles, rotate, unit_range
+from .data import MNIST_MEAN, MNIST_STD, normalize, random_angles, rotate, unit_range, user_path
 from .runner import weights_path
 from .stn import SpatialTransformer
 from .study import CONTENDERS, GRIDS, Run, embeddings_path, is_missing, load_data, load_run, read_records, select, tidy
@@ -32,8 +32,9 @@ class Evidence:
         results='results', # folder of the study
         device='cpu',      # where networks are run
     ):
-        if not any((Path(results)/'runs').glob('*.json')): raise ValueError(f"results must be a folder with the records of a study in runs/, got {str(results)!r}; gcnn_stn_study makes it")
-        self.results, self.device = Path(results), pick_device(device, torch.nn.Identity())
+        results = user_path(results)
+        if not any((results/'runs').glob('*.json')): raise ValueError(f"results must be a folder with the records of a study in runs/, got {str(results)!r}; gcnn_stn_study makes it")
+        self.results, self.device = results, pick_device(device, torch.nn.Identity())
         self.missing, self.stand_ins = {}, {}   # run id → Run; run id → the Run drawn in its place
         self.net, self.records = functools.lru_cache(None)(self._net), functools.lru_cache(None)(self._records)
 

@@ -26,6 +26,7 @@ def write(
     drawn, path, # matplotlib Figure or pandas DataFrame; without ending
 )->list:         # of files
     "A figure as SVG and PNG, a table as CSV and Markdown."
+    path = user_path(path)
     if not isinstance(drawn, pd.DataFrame): return save_figure(drawn, path)
     files = {Path(f'{path}.csv'): csv_bytes(drawn), Path(f'{path}.md'): markdown(drawn).encode()}
     for file, data in files.items(): write_atomically(file, data)

@@ -429,7 +429,8 @@ class GlobalPool(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C)
         _check_maps(x)
-        _check(min(x.shape[-2:]) > 0, "images of at least one pixel are wanted to pool over")
+        H, W = x.shape[-2:]
+        _check(not _are_numbers(H, W) or min(H, W) > 0, "images of at least one pixel are wanted to pool over")
         x = x.movedim((-2, -1), (1, 2)) if (moved := _is_by_pixel(x)) else x   # for a gradient that lies as x does
         x = REDUCE[self.space](x, (1, 2) if moved else (-2, -1))
         return REDUCE[self.pose](x, 2) if x.ndim == 3 else x

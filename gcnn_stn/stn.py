@@ -73,8 +73,11 @@ def sampling_grid(
 )->Tensor:         # places to read, x then y, edges at ±1: (B, H, W, 2), float32 or wider
     "The sampling grid of θ, for `align_corners=False`."
     theta = _affine(theta)
-    _check_size(*(size[-2:] if isinstance(size, (tuple, list)) else [None]))
-    return _grid(theta, *size[-2:])
+    if not isinstance(size, (tuple, list)) or len(size) < 2:
+        raise ValueError(f"size must end in height and width, got {size!r}; x.shape does")
+    _check_size(*size[-2:])
+    height, width = size[-2:]
+    return _grid(theta, height, width)
 
 def _grid(theta, height, width):
     "`sampling_grid` without questions, for tracers; sizes may be free."

@@ -858,7 +858,7 @@ def test_nothing_to_note():
 
 UNRULED = [   # arguments of size_rule, what the message must name
     ((3, 7), 'a window of 7 .*must fit.*got 3'),
-    ((5, 3, 1, 0, 3), 'a window of 3 at dilation 3.*got 5'),
+    ((5, 3, 1, 0, 3), 'a window of 3 .*dilated by 3.*got 5'),
     ((28, 3, 0), 'stride.*0'),
     ((28, 3, 2.), 'stride.*2.0'),
     ((28, 3, 1, -1), 'padding.*-1'),
