@@ -29,13 +29,13 @@ def _readable(t):
     return t.is_cpu and t.layout == torch.strided and type(t) in (nn.Parameter, Tensor)
 
 def _circumstances(used):
-    "What filters depend on besides the numbers in `used`: precision, autocast and inference mode."
+    "What filters depend on besides their numbers: precision, autocast and inference mode."
     autocast = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu')
     return [t.dtype for t in used], autocast, torch.is_inference_mode_enabled()
 
 # %% ../nbs/03b_cache.ipynb #d5401e00
 class FilterCache(nn.Module):
-    "A module whose `filters()` follow from its own parameters and buffers: kept in evaluation, as long as these are what they were."
+    "A module with `filters()` made from its own parameters and buffers, kept in evaluation."
     def __init__(self):
         super().__init__()
         self._kept = None
@@ -43,28 +43,39 @@ class FilterCache(nn.Module):
     def filters(self)->Tensor: raise NotImplementedError("a FilterCache must define filters()")
 
     def refresh(self):
-        "Forget the filters: only needed when `filters()` follows from a plain attribute, and that has changed."
+        "Forget the filters. Needed only when a plain attribute changed that they follow from."
         self._kept = None
 
-    def train(self, mode=True): self.refresh(); return super().train(mode)
-    def _apply(self, fn, recurse=True): self.refresh(); return super()._apply(fn, recurse)
-    def _load_from_state_dict(self, *args, **kwargs): self.refresh(); super()._load_from_state_dict(*args, **kwargs)
+    def train(self, mode=True):
+        self.refresh()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.refresh()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.refresh()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def __getstate__(self): return {**self.__dict__, '_kept': None}
 
 # %% ../nbs/03b_cache.ipynb #df2af455
 @patch
 def cached_filters(self:FilterCache)->Tensor:
-    "`filters()`, or in evaluation what it gave last time, if all that it follows from is the same."
-    used = [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
-    own = self._parameters.get('weight') is not None and not self._modules
-    if self.training or _watched() or not own or not all(map(_readable, used)): return self.filters()
+    "`filters()`, or in evaluation what it gave last time, if what it is made from is the same."
+    own = (*self._parameters.values(), *self._buffers.values())
+    used = [t for t in own if t is not None]
+    made_elsewhere = self._parameters.get('weight') is None or self._modules
+    if self.training or _watched() or made_elsewhere or not all(map(_readable, used)):
+        return self.filters()
 
     now = _circumstances(used)
     if self._kept is not None:
         then, copies, bank = self._kept
         if then == now and all(map(torch.equal, used, copies)): return bank
 
-    copies = [t.clone() for t in used]           # before the filters: a write in between is seen next time
+    copies = [t.clone() for t in used]   # before the filters: a write in between is seen
     bank = self.filters()
     self._kept = now, copies, bank
     return bank

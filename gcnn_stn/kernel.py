@@ -36,14 +36,16 @@ def _check_whole(least=1, hint='', **values):
     "Whole numbers of at least `least`, or a ValueError that says which one isn't."
     for name, value in values.items():
         ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-        _check(ok, f"{name} must be one whole number of at least {least}, got {value!r}{hint}")
+        rule = f"{name} must be one whole number of at least {least}"
+        _check(ok, f"{rule}, got {value!r}{hint}")
 
 def _check_number(low, high=math.inf, **values):
     "Numbers from `low` to `high`."
     limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
     for name, value in values.items():
-        ok = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
-        _check(ok and value < math.inf, f"{name} must be a number, {limits}, got {value!r}")
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        ok = number and low <= value <= high and value < math.inf
+        _check(ok, f"{name} must be a number, {limits}, got {value!r}")
 
 def _check_flag(**values):
     "True or False, or 1 or 0."
@@ -52,17 +54,20 @@ def _check_flag(**values):
         _check(ok, f"{name} must be True or False, got {value!r}")
 
 def _check_group(group, hint=''):
-    _check(isinstance(group, FiniteGroup), f"group must be a group such as CyclicGroup(8), got {group!r}{hint}")
+    ok = isinstance(group, FiniteGroup)
+    _check(ok, f"group must be a group such as CyclicGroup(8), got {group!r}{hint}")
 
 def _check_tensor(**values):
     for name, value in values.items():
-        _check(isinstance(value, Tensor), f"{name} must be a tensor, got {type(value).__name__}; "
-               "torch.as_tensor makes one of an array")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; "
+                             "torch.as_tensor makes one of an array")
 
 def _check_size(kernel_size):
     whole = isinstance(kernel_size, Integral) and not isinstance(kernel_size, bool)
-    _check(whole and kernel_size > 0 and kernel_size % 2, f"kernel_size must be odd, one whole number "
-           f"with a central pixel to turn about, got {kernel_size!r}; use 3, 5, 7, …")
+    _check(whole and kernel_size > 0 and kernel_size % 2,
+           f"kernel_size must be odd, one whole number with a central pixel to turn about, "
+           f"got {kernel_size!r}; use 3, 5, 7, …")
 
 # %% ../nbs/03_kernel.ipynb #5cb35ee9
 def interpolated_basis(
@@ -97,9 +102,7 @@ def harmonics(
 )->Tensor:              # (P, …)
     "Circular harmonics on smooth rings: e^{-(r-ϱ)²/2σ²} times 1, cos mφ and sin mφ."
     _check_tensor(x=x, y=y)
-    _check(x.shape == y.shape, f"x and y must belong to the same points, got {tuple(x.shape)} and {tuple(y.shape)}")
-    ok = isinstance(rings, (list, tuple)) and rings and all(isinstance(r, (list, tuple)) and len(r) == 3 for r in rings)
-    _check(ok, f"rings must be a list of (radius, width, band limit), as rings(5) gives it, got {rings!r}")
+    _check_rings(x, y, rings)
     r, phi = torch.hypot(x, y), torch.atan2(y, x)
     out = []
     for radius, sigma, limit in rings:
@@ -109,6 +112,13 @@ def harmonics(
         for m in range(1, limit + 1):
             out += [wave*torch.cos(m*phi), wave*torch.sin(m*phi)]
     return torch.stack(out)
+
+def _check_rings(x, y, rings):
+    shapes = tuple(x.shape), tuple(y.shape)
+    _check(shapes[0] == shapes[1], f"x and y must belong to the same points, got {shapes}")
+    rule = "rings must be a list of (radius, width, band limit), as rings(5) gives it"
+    ok = isinstance(rings, list) and rings and all(isinstance(r, tuple) for r in rings)
+    _check(ok and {*map(len, rings)} == {3}, f"{rule}, got {rings!r}")
 
 # %% ../nbs/03_kernel.ipynb #491f610d
 def harmonic_basis(
@@ -141,7 +151,8 @@ def basis_operator(
     _check_group(group)
     _check_size(kernel_size)
     if basis is None: basis = 'pixel' if all(group.lattice) else 'harmonic'
-    _check(basis in list(BASES), f"basis must be one of {', '.join(BASES)} or None, got {basis!r}")
+    names = ', '.join(BASES)
+    _check(basis in list(BASES), f"basis must be one of {names} or None, got {basis!r}")
     return _shuffle_lattice(group, BASES[basis](group, kernel_size), kernel_size)
 
 # %% ../nbs/03_kernel.ipynb #8f0a06e6
@@ -168,7 +179,8 @@ def lifting_filters(
 def _check_operator(R):
     _check_tensor(R=R)
     if R.ndim != 3 or math.isqrt(R.shape[-1])**2 != R.shape[-1]:
-        raise ValueError(f"R must be an operator (G, P, k²), got {tuple(R.shape)}; make it with basis_operator")
+        raise ValueError(f"R must be an operator (G, P, k²), got {tuple(R.shape)}; "
+                         "make it with basis_operator")
 
 def _check_weight(weight, R, axes):
     "Weights with so many axes, the last of them that of R's functions?"
@@ -176,7 +188,8 @@ def _check_weight(weight, R, axes):
     _check_operator(R)
     if weight.ndim != axes or weight.shape[-1] != R.shape[1]:
         names = '(C_out, C_in, G, P)' if axes == 4 else '(C_out, C_in, P)'
-        raise ValueError(f"weight must be {names} with P = {R.shape[1]}, got {tuple(weight.shape)}")
+        raise ValueError(f"weight must be {names} with P = {R.shape[1]}, "
+                         f"got {tuple(weight.shape)}")
 
 # %% ../nbs/03_kernel.ipynb #afe21973
 def relative_pose(group:FiniteGroup)->Tensor: # (G, G): row g, column h holds g⁻¹h
@@ -195,10 +208,13 @@ def group_filters(
     k, (C_in, G) = math.isqrt(R.shape[-1]), weight.shape[1:3]
     _check_tensor(relative=relative)
     if relative.shape != (G, G) or len(R) != G:
-        raise ValueError(f"weight, R and relative must belong to one group, got {G} poses, {len(R)} copies "
-                         f"and a table {tuple(relative.shape)}; make the table with relative_pose")
-    entry = torch.arange(0, C_in*G, G, device=weight.device)[:, None] + relative[:, None]             # (g, C_in, h), which kernel goes there
-    shuffled = weight.flatten(1, 2).index_select(1, entry.flatten()).unflatten(1, (G, -1))            # (C_out, g, C_in·h, P)
+        raise ValueError(f"weight, R and relative must belong to one group, got {G} poses, "
+                         f"{len(R)} copies and a table {tuple(relative.shape)}; "
+                         "make the table with relative_pose")
+    first = torch.arange(0, C_in*G, G, device=weight.device)[:, None]
+    entry = first + relative[:, None]                     # (g, C_in, h), which kernel goes there
+    shuffled = weight.flatten(1, 2).index_select(1, entry.flatten())
+    shuffled = shuffled.unflatten(1, (G, -1))             # (C_out, g, C_in·h, P)
     return (shuffled @ R).flatten(0, 1).unflatten(-1, (k, k))
 
 # %% ../nbs/03_kernel.ipynb #7c7c9be7

@@ -16,25 +16,29 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from .cache import FilterCache, _transformed
 from .group import FiniteGroup
-from .kernel import (basis_operator, group_filters, lifting_filters, relative_pose, weight_std,
-                             _check, _check_flag, _check_group, _check_number, _check_tensor, _check_whole)
+from .kernel import _check, _check_flag, _check_group, _check_number, _check_tensor
+from .kernel import _check_whole, basis_operator, group_filters, lifting_filters
+from .kernel import relative_pose, weight_std
 
 # %% ../nbs/04_layer.ipynb #cfb30674
 def _check_factory(device, dtype):
     "What new tensors are made with, as in PyTorch."
-    ok = dtype is None or isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
-    _check(ok, f"dtype must be a floating point type such as torch.float32, or None, got {dtype!r}")
+    ok = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+    rule = "dtype must be a floating point type such as torch.float32, or None"
+    _check(ok or dtype is None, f"{rule}, got {dtype!r}")
     try: device is None or torch.device(device)
-    except (RuntimeError, TypeError): _check(False, f"device must be a device such as 'cpu' or 'cuda:0', or None, got {device!r}")
+    except (RuntimeError, TypeError):
+        rule = "device must be a device such as 'cpu' or 'cuda:0', or None"
+        raise ValueError(f"{rule}, got {device!r}") from None
 
-def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups, bias, device, dtype):
-    _check_group(group, "; stride, padding and all that follows are given by name: stride=2")
-    _check_whole(in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups)
+def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups):
+    _check_group(group, "; stride, padding and what follows are given by name: stride=2")
+    _check_whole(in_channels=in_channels, out_channels=out_channels)
+    _check_whole(stride=stride, dilation=dilation, groups=groups)
     _check_whole(0, "; the size is kept by dilation*(kernel_size-1)//2", padding=padding)
-    _check(in_channels % groups == 0 and out_channels % groups == 0,
-           f"groups must divide both channel numbers, got groups={groups} for {in_channels} → {out_channels} channels")
-    _check_flag(bias=bias)
-    _check_factory(device, dtype)
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(f"groups must divide both channel numbers, got groups={groups} "
+                         f"for {in_channels} → {out_channels} channels")
 
 # %% ../nbs/04_layer.ipynb #99476100
 _operators = functools.lru_cache(256, typed=True)(basis_operator)
@@ -53,7 +57,9 @@ class _GroupConvBase(FilterCache):
     def __init__(self, in_channels, out_channels, kernel_size, group, stride, padding, dilation, groups, bias, basis,
                  device, dtype, poses):
         super().__init__()
-        _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups, bias, device, dtype)
+        _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups)
+        _check_flag(bias=bias)
+        _check_factory(device, dtype)
         self.in_channels, self.out_channels, self.kernel_size, self.group = in_channels, out_channels, kernel_size, group
         self.stride, self.padding, self.dilation, self.groups, self.basis = stride, padding, dilation, groups, basis
         R, like = _operator(group, kernel_size, basis), dict(device=device, dtype=dtype)
@@ -110,19 +116,21 @@ def _convolve(self:_GroupConvBase, x, filters):
     "(B, C·…, H, W) → (B, C_out, G, H', W')"
     reach, (H, W) = self.dilation*(self.kernel_size - 1) + 1, x.shape[-2:]
     if min(H, W) + 2*self.padding < reach:
-        raise ValueError(f"the kernel reaches over {reach} pixels, but the padded image has {H + 2*self.padding}×{W + 2*self.padding}; "
-                         "use a larger image, more padding or a smaller kernel")
+        padded = f"{H + 2*self.padding}×{W + 2*self.padding}"
+        raise ValueError(f"the kernel reaches over {reach} pixels, but the padded image has "
+                         f"{padded}; use a larger image, more padding or a smaller kernel")
     if x.dtype != self.weight.dtype: _check_cast(x, self.weight)
     bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
-    y = F.conv2d(_settled(x), filters, bias, self.stride, self.padding, self.dilation, self.groups)
-    return _split(y, self.group.order)                                          # (B, C_out·G, …) → (B, C_out, G, …)
+    how = (self.stride, self.padding, self.dilation, self.groups)
+    y = F.conv2d(_settled(x), filters, bias, *how)
+    return _split(y, self.group.order)                # (B, C_out·G, …) → (B, C_out, G, …)
 
 def _check_cast(x, weight):
     "Will autocast make one precision of two?"
     narrow = (torch.float32, torch.float16, torch.bfloat16)
-    cast = torch.is_autocast_enabled(x.device.type) and x.dtype in narrow and weight.dtype in narrow
-    _check(cast, f"input and weights must have one precision, got {x.dtype} and {weight.dtype}; "
-           f"cast the input with x.to({weight.dtype}), or the layer")
+    cast = torch.is_autocast_enabled(x.device.type) and {x.dtype, weight.dtype} <= {*narrow}
+    rule = f"input and weights must have one precision, got {x.dtype} and {weight.dtype}"
+    _check(cast, f"{rule}; cast the input with x.to({weight.dtype}), or the layer")
 
 # %% ../nbs/04_layer.ipynb #285246e6
 class LiftingConv2d(_GroupConvBase):
@@ -170,8 +178,8 @@ class GroupConv2d(_GroupConvBase):
 
     def filters(self)->Tensor: # (C_out·G, C_in/groups·G, k, k)
         "Every kernel in every pose, for `conv2d`."
-        relative = self.relative
-        if relative.device != self.weight.device: relative = relative_pose(self.group).to(self.weight.device)
+        relative, there = self.relative, self.weight.device
+        if relative.device != there: relative = relative_pose(self.group).to(there)
         return group_filters(self.weight, self._suited(), relative)
 
     def forward(self, x:Tensor)->Tensor: # (B, C_in, G, H, W) → (B, C_out, G, H', W')
@@ -185,17 +193,20 @@ class GroupConv2d(_GroupConvBase):
 def _check_feature(x, channels='C'):
     _check_tensor(x=x)
     if x.ndim != 5 or channels not in ('C', x.shape[1]):
-        raise ValueError(f"a group feature (B, {channels}, G, H, W) is wanted, got {tuple(x.shape)}")
+        wanted = f"a group feature (B, {channels}, G, H, W)"
+        raise ValueError(f"{wanted} is wanted, got {tuple(x.shape)}")
 
 def _check_maps(x):
     _check_tensor(x=x)
     if x.ndim not in (4, 5):
-        raise ValueError(f"an image (B, C, H, W) or a group feature (B, C, G, H, W) is wanted, got {tuple(x.shape)}")
+        wanted = "an image (B, C, H, W) or a group feature (B, C, G, H, W)"
+        raise ValueError(f"{wanted} is wanted, got {tuple(x.shape)}")
 
 def _check_float(x):
     "Numbers that have a mean?"
     if not (x.is_floating_point() or x.is_complex()):
-        raise ValueError(f"floating point numbers are wanted, got {x.dtype}; cast them with x.float()")
+        raise ValueError(f"floating point numbers are wanted, got {x.dtype}; "
+                         "cast them with x.float()")
 
 def _each_pose(t, poses): return None if t is None else t.repeat_interleave(poses)   # (C,) → (C·G,)
 
@@ -253,8 +264,8 @@ class _SharedStatistics(torch.autograd.Function):
     "Batch norm in training of maps (B, C·G, H, W), with one mean and variance for the poses of a channel; gives these as well."
     @staticmethod
     def forward(ctx, x, weight, bias, eps, poses):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        kept = torch.zeros(x.shape[1], dtype=wide, device=x.device)   # makes the statistics of half precision wide
+        wide = torch.promote_types(x.dtype, torch.float32)             # of the statistics
+        kept = torch.zeros(x.shape[1], dtype=wide, device=x.device)
         means, variances = (t.view(-1, poses) for t in torch.batch_norm_update_stats(x, kept, kept, 0.))
         mean, var = means.mean(1), variances.mean(1) + means.var(1, correction=0)
         ctx.eps, ctx.poses = eps, poses
@@ -285,21 +296,24 @@ class _SharedStatistics(torch.autograd.Function):
 # %% ../nbs/04_layer.ipynb #98830c0c
 class GroupBatchNorm(nn.BatchNorm3d):
     "Batch norm with statistics over batch, poses and positions, one scale and shift per channel (Ioffe & Szegedy 2015)."
-    def __init__(self, num_features:int, eps:float=1e-5, momentum:float|None=.1, affine:bool=True, # as in nn.BatchNorm3d
-                 track_running_stats:bool=True, device=None, dtype=None, **kwargs):
+    def __init__(self,
+        num_features:int, eps:float=1e-5, momentum:float|None=.1, affine:bool=True, # as in
+        track_running_stats:bool=True, device=None, dtype=None, **kwargs,           # nn.BatchNorm3d
+    ):
         _check_norm(eps, affine, device, dtype, num_features=num_features)
-        _check_number(0, 1, momentum=.1 if momentum is None else momentum)
+        _check_number(0, 1, momentum=0 if momentum is None else momentum)
         _check_flag(track_running_stats=track_running_stats)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats,
+                         device, dtype, **kwargs)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W), same shape
         _check_feature(x, self.num_features)
         _check_float(x)
         if _is_by_pixel(x) and self._knows(x): return self._by_pixel(x)
         if x.shape[2] > 1 and not _is_open(x): return super().forward(x)
-        return super().forward(x.flatten(2)).view_as(x)            # lines lie in one way only
+        return super().forward(x.flatten(2)).view_as(x)      # lines can lie in one way only
 
-    def _check_input_dim(self, x): pass                            # `forward` does
+    def _check_input_dim(self, x): pass                      # `forward` does
 
     def _knows(self, x):
         "More than one number a channel, and precisions that nn.BatchNorm3d takes together?"
@@ -313,7 +327,8 @@ class GroupBatchNorm(nn.BatchNorm3d):
         maps, poses = x.flatten(1, 2), x.shape[2]
         if not self.training and self.running_mean is not None:
             own = (self.running_mean, self.running_var, self.weight, self.bias)
-            return F.batch_norm(maps, *(_each_pose(t, poses) for t in own), False, 0., self.eps).view_as(x)
+            numbers = (_each_pose(t, poses) for t in own)
+            return F.batch_norm(maps, *numbers, False, 0., self.eps).view_as(x)
         y, mean, var = _SharedStatistics.apply(maps, self.weight, self.bias, self.eps, poses)
         if self.training and self.track_running_stats:
             self._keep(mean, var, x.numel()/self.num_features)
@@ -347,15 +362,17 @@ class _PerPose:
     def __init__(self, kernel_size:int, stride:int|None=None, padding:int=0): # as in nn.MaxPool2d; stride None: kernel_size
         _check_whole(kernel_size=kernel_size, stride=kernel_size if stride is None else stride)
         _check_whole(0, padding=padding)
-        _check(padding <= kernel_size//2, f"padding must be at most half of the window of {kernel_size}, got {padding}; use a larger window")
+        rule = f"padding must be at most half of the window of {kernel_size}"
+        _check(padding <= kernel_size//2, f"{rule}, got {padding}; use a larger window")
         super().__init__(kernel_size, stride, padding)
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) → (B, C, G, H', W')
         _check_feature(x)
         if isinstance(self, nn.AvgPool2d): _check_float(x)
         if min(x.shape[-2:]) + 2*self.padding < self.kernel_size:
-            raise ValueError(f"the window reaches over {self.kernel_size} pixels, but the image has "
-                             f"{x.shape[-2]}×{x.shape[-1]}; use a smaller window or a larger image")
+            size = f"{x.shape[-2]}×{x.shape[-1]}"
+            raise ValueError(f"the window reaches over {self.kernel_size} pixels, but the image "
+                             f"has {size}; use a smaller window or a larger image")
         return _split(super().forward(_settled(x.flatten(1, 2))), x.shape[2])
 
 class GroupMaxPool2d(_PerPose, nn.MaxPool2d): "`nn.MaxPool2d` in every pose."
@@ -382,7 +399,8 @@ def _mean(x, axes):
 REDUCE = {'mean': _mean, 'max': Tensor.amax}
 
 def _check_reduce(name, value):
-    _check(isinstance(value, str) and value in REDUCE, f"{name} must be 'mean' or 'max', got {value!r}")
+    ok = isinstance(value, str) and value in REDUCE
+    _check(ok, f"{name} must be 'mean' or 'max', got {value!r}")
 
 class GroupPool(nn.Module):
     "Pool over poses: an equivariant group feature becomes an equivariant image."
@@ -408,7 +426,7 @@ class GlobalPool(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C)
         _check_maps(x)
-        _check(min(x.shape[-2:]) > 0, "images of at least one pixel are wanted to pool over")
+        _check(min(x.shape[-2:]) > 0, f"at least one pixel is wanted, got {tuple(x.shape)}")
         x = x.movedim((-2, -1), (1, 2)) if (moved := _is_by_pixel(x)) else x   # for a gradient that lies as x does
         x = REDUCE[self.space](x, (1, 2) if moved else (-2, -1))
         return REDUCE[self.pose](x, 2) if x.ndim == 3 else x
@@ -457,37 +475,44 @@ def _pixel_by_pixel(t):
 
 def _outcome(module, x, mode, lay=Tensor.contiguous, lay_gradient=Tensor.contiguous):
     "What a copy gives, and what it does to its buffers, by name."
-    torch.manual_seed(0)                                                # the same dice
+    torch.manual_seed(0)                                 # the same dice
     twin, x = copy.deepcopy(module).train(mode), lay(x).detach().requires_grad_()
     y = twin(x)
     found = {'the output': y, **dict(twin.named_buffers())}
     if not y.requires_grad: return found
-    inputs = {'the input': x} | {n: p for n, p in twin.named_parameters() if p.requires_grad}
-    toward = torch.linspace(-1, 1, y.numel()).to(y).view_as(y)
-    grads = torch.autograd.grad(y, [*inputs.values()], lay_gradient(toward), allow_unused=True)
-    return found | {f'the gradient of {n}': g for n, g in zip(inputs, grads) if g is not None}
+    wanted = {'the input': x}
+    wanted |= {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    toward = lay_gradient(torch.linspace(-1, 1, y.numel()).to(y).view_as(y))
+    grads = torch.autograd.grad(y, [*wanted.values()], toward, allow_unused=True)
+    for name, g in zip(wanted, grads):
+        if g is not None: found[f'the gradient of {name}'] = g
+    return found
 
 def _check_alike(got, want, tol, what):
-    "Relative to the largest number of each, or, where that is rounding, to a trace of the largest of all."
+    "Relative to the largest number of each, or to a trace of the largest of all."
     sizes = {name: t.abs().max().item() for name, t in want.items() if t.numel()}
     for name, size in sizes.items():
         off = (got[name] - want[name]).abs().max().item()
         if not off <= tol*max(size, 1e-6*max(sizes.values())):
-            raise AssertionError(f"{what}: {name} differs by {off:.1e}, where the largest is {size:.1e}")
+            raise AssertionError(f"{what}: {name} differs by {off:.1e}, of {size:.1e}")
 
 @torch.enable_grad()
 def _check_layouts(module, x):
-    "Output, gradients and buffers are those of the plain case, in all layouts, modes and batches."
-    module, x = copy.deepcopy(module).double(), x.double()
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    x = x + noise.to(x.device)*x.std()/100                              # where numbers are equal, a maximum has no one gradient
+    "Output, gradients and buffers are those of the plain case in all layouts and modes."
+    module, x = copy.deepcopy(module).double(), _all_different(x.double())
     layouts = {'map by map': Tensor.contiguous, 'pixel by pixel': _pixel_by_pixel}
     for mode, batch in itertools.product((False, True), (1, 2, 4)):
         try: want = _outcome(module, x[:batch], mode)
-        except ValueError: continue                                     # such as a norm of a single number
+        except ValueError: continue                      # such as a norm of a single number
+        case = f"batch of {batch} {'in training' if mode else 'in evaluation'}"
         for there, back in itertools.product(layouts, layouts):
             got = _outcome(module, x[:batch], mode, layouts[there], layouts[back])
-            _check_alike(got, want, 1e-6, f"batch of {batch} {'in training' if mode else 'in evaluation'}, {there}, its gradient {back}")
+            _check_alike(got, want, 1e-6, f"{case}, {there}, its gradient {back}")
+
+def _all_different(x):
+    "With a little noise: where numbers are equal, a maximum has no gradient to compare."
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    return x + noise.to(x.device)*x.std()/100
 
 # %% ../nbs/04_layer.ipynb #a26903f4
 def _check_transforms(module, x, y, backend):
@@ -509,10 +534,10 @@ def check_module(
     backend:str|None='aot_eager', # of torch.compile; 'inductor' wants a C++ compiler
 ):
     "Raise an `AssertionError` unless `module` survives what PyTorch does to modules."
-    _check(isinstance(module, nn.Module), f"module must be an nn.Module, got {module!r}; make one of your class")
+    _check(isinstance(module, nn.Module), f"module must be an nn.Module, got {module!r}")
     _check_tensor(x=x)
-    ok = x.dtype == torch.float32 and x.ndim > 0 and len(x) >= 4
-    _check(ok, f"x must be at least 4 samples in float32, got {tuple(x.shape)} in {x.dtype}")
+    enough = x.dtype == torch.float32 and x.ndim > 0 and len(x) >= 4
+    _check(enough, f"x must be 4 samples or more, in float32, got {tuple(x.shape)} {x.dtype}")
     module = copy.deepcopy(module).eval()
     y = module(x)
     _check_copies(module, x, y)

@@ -50,7 +50,7 @@ class DepthwiseGroupConv2d(_GroupConvBase):
         return self._convolve(maps, self.cached_filters())
 
     def _on_cpu(self, maps):
-        "Pixel by pixel, and in training not in bfloat16: several times faster, and the same otherwise."
+        "Pixel by pixel, and in training not in bfloat16, which is several times faster."
         maps = maps.contiguous(memory_format=torch.channels_last)
         learns = torch.is_grad_enabled() and torch.is_autocast_enabled('cpu')
         if not learns or torch.float64 in (maps.dtype, self.weight.dtype):

@@ -37,7 +37,9 @@ def cosets(
 def _listed(elements):
     "As a list; a list of what, the group sees to."
     try: return list(elements)
-    except TypeError: raise ValueError(f"elements must be a list of elements, such as [0, 4], got {elements!r}") from None
+    except TypeError:
+        rule = "elements must be a list of elements, such as [0, 4]"
+        raise ValueError(f"{rule}, got {elements!r}") from None
 
 # %% ../nbs/04c_subgroup.ipynb #1d0485f8
 class _Cosets(nn.Module):
@@ -56,9 +58,12 @@ class _Cosets(nn.Module):
 
     def sorted(self, x): # (B, C, G, H, W) → (B, C, [G:H], |H|, H, W)
         _check_feature(x)
-        _check(x.shape[2] == self.group.order, f"a feature (B, C, {self.group.order}, H, W) on {self.group} is wanted, got {tuple(x.shape)}")
+        if x.shape[2] != self.group.order:
+            wanted = f"a feature (B, C, {self.group.order}, H, W) on {self.group}"
+            raise ValueError(f"{wanted} is wanted, got {tuple(x.shape)}")
         table = self.table
-        if table.device != x.device: table = cosets(self.group, self.elements, self.side).to(x.device)
+        if table.device != x.device:
+            table = cosets(self.group, self.elements, self.side).to(x.device)
         return _settled(x)[:, :, table]
 
     def extra_repr(self): return f'{self.group}, {self.elements}'
@@ -89,12 +94,14 @@ def act_on_cosets(
     "The left action on features on G/H: turn the pictures, and move coset rH to g·rH."
     rows = cosets(group, elements)
     ok = isinstance(g, Integral) and not isinstance(g, bool) and g in group.elements()
-    _check(ok, f"g must be an element of {group}, a number from 0 to {group.order - 1}, got {g!r}")
+    rule = f"g must be an element of {group}, a number from 0 to {group.order - 1}"
+    _check(ok, f"{rule}, got {g!r}")
     modes = ['bilinear', 'bicubic', 'nearest']
     _check(mode in modes, f"mode must be one of {', '.join(modes)}, got {mode!r}")
     _check_tensor(x=x)
     if x.ndim != 5 or x.shape[2] != len(rows):
-        raise ValueError(f"a feature (B, C, {len(rows)}, H, W) on cosets is wanted, got {tuple(x.shape)}")
+        wanted = f"a feature (B, C, {len(rows)}, H, W) on cosets"
+        raise ValueError(f"{wanted} is wanted, got {tuple(x.shape)}")
     place = torch.empty(group.order, dtype=torch.long)
     place[rows] = torch.arange(len(rows))[:, None].expand_as(rows)            # element → its coset
     x = x[:, :, place[group.table[group.inverse(g), rows[:, 0]]].to(x.device)]  # rH ↦ g⁻¹rH
