@@ -9,6 +9,7 @@ __all__ = ['CORNERS', 'FIXED', 'LEARNED', 'TURNED', 'LIVE', 'WIDE', 'CONVOLUTION
 import copy, logging, math, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -140,21 +141,34 @@ def _strengths(n, like): # (n,)
     golden = (math.sqrt(5) - 1)/2
     return .5 + torch.arange(n, dtype=like.dtype, device=like.device)*golden % 1
 
-def _ring_convolution(
+def _ring_maps(
     x, weight, bias, stride, padding, dilation, transposed, extra, groups, *flags
 ): # as torch.convolution
-    "The convolution with rings as its kernels."
+    "What rings make of the channels, mixed: a map for each group (B, groups, …)."
     channels = len(weight) if transposed else weight.shape[1]*groups
     if x.shape[1] != channels:
         raise ValueError(f"a convolution takes {channels} channels, got {x.shape[1]}")
     kernel = _rings(weight).expand(groups, 1, *weight.shape[2:])
-    x = x.double().unflatten(1, (groups, -1))                       # (B, groups, C, …)
+    x = x.double().unflatten(1, (groups, -1))                            # (B, groups, C, …)
     each = _strengths(x.shape[2], x).view(-1, *(1,)*(x.ndim - 3))
-    y = torch.convolution((x*each).mean(2), kernel, None, stride, padding, dilation,
-                          transposed, extra, groups)                # (B, groups, …)
-    outer = weight.shape[1] if transposed else len(weight)//groups
-    y = y.repeat_interleave(outer, 1)                               # (B, groups·C', …)
-    return y*_strengths(y.shape[1], y).view(-1, *(1,)*(y.ndim - 2))
+    return torch.convolution((x*each).mean(2), kernel, None, stride, padding, dilation,
+                             transposed, extra, groups)
+
+def _level(maps, sign=1):
+    "Mean and standard deviation of each map, of this sign; where it is even, 0 and its height."
+    dims = (0, *range(2, maps.ndim))
+    mean, std = maps.mean(dims, keepdim=True), maps.std(dims, correction=0, keepdim=True)
+    even = std <= 1e-9*mean.abs()
+    scale = torch.where(even, mean.abs(), std)
+    return torch.where(even, 0, mean), sign*torch.where(scale == 0, 1, scale)
+
+def _spread(maps, level, channels):
+    "Each map, brought to mean 0 and variance 1, for its channels, in strengths of both signs."
+    mean, scale = level
+    y = ((maps - mean)/scale).repeat_interleave(channels//maps.shape[1], 1)
+    each = _strengths(channels, y)
+    each[1::2] *= -1
+    return y*each.view(-1, *(1,)*(y.ndim - 2))
 
 # %% ../nbs/07bb_pixel.ipynb #2ad2f51c
 FIXED, LEARNED, TURNED, LIVE = range(4)   # where numbers come from; LIVE: from the image
@@ -191,9 +205,12 @@ class Run(TorchDispatchMode):
         model:nn.Module,
         x:Tensor,         # the image
         every:bool=False, # also those of layers with a group
+        levels=(),        # of maps behind rings, known from another run; else found in this
     ):
         super().__init__()
         self.ringed = (LEARNED, TURNED) if every else (LEARNED,)
+        self.known, self.levels = iter(levels), []
+        self.sign = -1 if x.min() < 0 else 1
         self.origins = _origins(model) | {_home(x): LIVE}
 
     def origin(self, t):
@@ -222,11 +239,20 @@ def _is_composite_convolution(func):
     return not known and func._can_decompose()
 
 @patch
+def ring(self:Run, level, x, weight, *args):
+    "The convolution with rings; unless its level is known, it is found."
+    maps = _ring_maps(x, weight, *args)
+    level = level or _level(maps, self.sign)
+    self.levels.append(level)
+    transposed, groups = args[4], args[6]
+    return _spread(maps, level, weight.shape[1]*groups if transposed else len(weight))
+
+@patch
 def substitute(self:Run, func, origins):
     "What is called in the place of an operation."
     looks = func._schema.name in CONVOLUTIONS and origins[0] == LIVE
     if looks and origins[1] in self.ringed:
-        return _ring_convolution
+        return partial(self.ring, next(self.known, None))
     if func._schema.is_mutable:
         return func
     def wide(*args, **kwargs):
@@ -296,15 +322,16 @@ class Bench:
         alone = every or x.ndim < 5 or not self.groups
         return y if alone else next(_with_poses(y, matrix, self.groups), y)
 
-    def run(self, x, every=False):
+    def run(self, x, every=False, levels=()):
+        "Answers, and the levels of what is behind rings."
         x = x.clone()
-        with Run(self.model, x, every): return _tensors(self.model(x))
+        with Run(self.model, x, every, levels) as run:
+            return _tensors(self.model(x)), run.levels
 
     def goes_along(self, y, z, matrix):
         "Are these answers z what the answers y should become?"
-        if z is None or len(y) != len(z):
-            return False
-        return all(_follows(a, b, matrix, self.groups) for a, b in zip(y, z))
+        alike = (_follows(a, b, matrix, self.groups) for a, b in zip(y, z))
+        return len(y) == len(z) and all(alike)
 
 # %% ../nbs/07bb_pixel.ipynb #7f2d4a6b
 @patch
@@ -312,10 +339,10 @@ def failures(self:Bench, shape, matrices, every=False, corners=len(CORNERS)):
     "Seeds and matrices at which the answer doesn't move along."
     for seed in range(corners):
         x = self.names(shape, seed)
-        y = self.run(x, every)
+        y, levels = self.run(x, every)
         for matrix in matrices:
-            z = _tried(self.run, self.moved(x, matrix, every), every)
-            if not self.goes_along(y, z, matrix): yield seed, matrix
+            z = _tried(self.run, self.moved(x, matrix, every), every, levels)
+            if z is None or not self.goes_along(y, z[0], matrix): yield seed, matrix
 
 @patch
 def fits(self:Bench, shape, matrices=None):

@@ -55,8 +55,8 @@ class _Point:
 
 class _Record(Run):
     "A run that keeps every tensor that depends on the image."
-    def __init__(self, model, x):
-        super().__init__(model, x, every=True)
+    def __init__(self, model, x, levels=()):
+        super().__init__(model, x, True, levels)
         self.model, self.x, self.points, self.calls, self.stack = model, x, [], 0, []
         self.latest = {}    # id → (tensor, its point); held, so that no id comes twice
         self.add(x, [], 'image')
@@ -127,7 +127,7 @@ class _Compare(_Record):
     def __init__(self, model, x, before, matrix, misfits, fresh):
         self.before, self.matrix = before.points, matrix
         self.misfits, self.fresh = misfits, fresh
-        super().__init__(model, x)
+        super().__init__(model, x, before.levels)
 
     def add(self, t, sources, words):
         was, p = self.before[len(self.points)], super().add(t, sources, words)
@@ -343,7 +343,7 @@ def advice(self:SizeReport)->str:
 @patch
 def noted(self:Bench, shape, y):
     "What else should be known of a network that fits and answers y; its numbers are lost."
-    found, z = [], self.run(self.names(shape, 1))
+    found, (z, _) = [], self.run(self.names(shape, 1))
     if not self.matrices:
         found.append("But there are none in the group.")
     if len(y) == len(z) and all(map(_same, y, z)):
@@ -399,7 +399,7 @@ def check_sizes(
         except (RuntimeError, TypeError) as e:
             raise ValueError(f"the model must be one that can be copied: {e}") from e
         try:
-            y = bench.run(bench.names(shape, 0))
+            y, _ = bench.run(bench.names(shape, 0))
         except Exception as e:
             raise ValueError(f"the model can't take images of {shape}: {e}") from e
         if not any(t.isfinite().any() for t in y):
