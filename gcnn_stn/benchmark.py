@@ -29,7 +29,7 @@ from tqdm import tqdm
 from .data import MNIST_MEAN, MNIST_STD, random_angles, rotate
 from .fold import fold
 from .group import CyclicGroup
-from .layer import GroupBatchNorm, GroupConv2d, GroupLayerNorm, LiftingConv2d
+from .layer import Downsample2d, GlobalPool, GroupBatchNorm, GroupConv2d, GroupLayerNorm, GroupMaxPool2d, LiftingConv2d
 from .model import GCNN, published_gcnn
 from .separable import SeparableGroupConv2d
 from .stn import LocalizationNet, SpatialTransformer, published_transformer
@@ -423,9 +423,9 @@ def _nets(s, mode):
     train = mode == 'train'
     wrap, net = _net_training if train else _inference, NETS[s.net]().to(s.device)
     def twin():
-        plain = fold(net, norms=False)
+        plain, same = fold(net, norms=False), (GroupBatchNorm, GroupLayerNorm, GroupMaxPool2d, Downsample2d, GlobalPool)
         for name, m in net.named_modules():
-            if isinstance(m, (GroupBatchNorm, GroupLayerNorm)): plain.set_submodule(name, copy.deepcopy(m))   # as they are
+            if isinstance(m, same): plain.set_submodule(name, copy.deepcopy(m))   # as they are, norms and poolings
         return plain.train(train).requires_grad_(train)
     def peer(name):
         net = PeerNet(name).to(s.device)

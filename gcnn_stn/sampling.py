@@ -34,10 +34,11 @@ def blur_pool(
 
 # %% ../nbs/04b_sampling.ipynb #61322cd3
 def _between(x, dim, size, stride):
-    "The mean of neighbours along one axis where the blur must be even, and the picture itself where it is odd."
+    "Means of neighbours along one axis where the blur must be even, else the picture itself."
     rest = (size - 1) % stride
     length = size + 2*(stride - 1) - rest
-    return (x.narrow(dim, rest//2, length) + x.narrow(dim, rest//2 + rest % 2, length))/2
+    first, second = (x.narrow(dim, rest//2 + shift, length) for shift in (0, rest % 2))
+    return (first + second)/2
 
 def _continued_at_any_size(x, stride):
     "What `_continued` gives, without a question about the size."
