@@ -37,14 +37,17 @@ def _whole(
     value,        # what was given for it
     least:int=0,
     most=None,    # None: what fits into memory at all
-    fix:str='',   # the way out, if it isn't obvious
 )->int:
     "A whole number within its bounds."
     number = _index(value)
     if number is None or not least <= number <= (2**31 if most is None else most):
         bounds = f'of at least {least}' if most is None else f'from {least} to {most}'
-        raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}{fix}")
+        raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}")
     return number
+
+def _is_number(value, above=-math.inf):
+    "Is it one finite number above a bound?"
+    return isinstance(value, Real) and not isinstance(value, bool) and above < value < 1e30
 
 def _kind(x):
     "What something is, for an error."
@@ -236,7 +239,8 @@ def _axes(n, ncols, size):
 def _one_each(name, things, x):
     "Refuse to leave images out for want of a title or of axes."
     if len(things) < len(x):
-        raise ValueError(f"{name} must be one for each of {len(x)} images, got {len(things)}; "
+        raise ValueError(f"{name} must be one for each of {len(x)} images, got "
+                         f"{len(things)}; "
                          "add the others")
 
 # %% ../nbs/00_data.ipynb #605bad00
@@ -258,6 +262,9 @@ def show_images(
                          f"got {_kind(given)}")
     titles = ['']*len(x) if titles is None else _listed('titles', titles)
     _one_each('titles', titles, x)
+    if not _is_number(size, 0):
+        raise ValueError(f"size must be a positive number of inches, got {size!r}; .8 is "
+                         "small")
     ncols = min(_whole('ncols', ncols, 1), len(x))
     axs = _axes(len(x), ncols, size) if axs is None else np.array(axs, dtype=object)
     drawable = [ax for ax in axs.ravel() if hasattr(ax, 'imshow')]
@@ -273,11 +280,10 @@ def show_images(
 # %% ../nbs/00_data.ipynb #b71c0008
 def _wide(t): return t.to(torch.promote_types(t.dtype, torch.float32))   # float32 at least
 
-def _no_autocast(x):
-    "Autocast switched off: it won't join tensors in a half precision that isn't its own."
-    kind = x.device.type
-    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
+def _between(x, grid, mode='bilinear', padding_mode='zeros'):
+    wide = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
+    read = F.grid_sample(x.to(wide), grid.to(wide), mode, padding_mode, align_corners=False)
+    return read.to(x.dtype)
 
 def sample(
     x:Tensor,                  # images (B, C, H, W), floating
@@ -288,11 +294,6 @@ def sample(
     "Read images between their pixels, in float32 at least."
     _check_sample(x, grid, mode, padding_mode)
     return _between(x, grid, mode, padding_mode)
-
-def _between(x, grid, mode='bilinear', padding_mode='zeros'):
-    wide = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
-    read = F.grid_sample(x.to(wide), grid.to(wide), mode, padding_mode, align_corners=False)
-    return read.to(x.dtype)
 
 # %% ../nbs/00_data.ipynb #b71c0010
 MODES, PADDING_MODES = ('bilinear', 'bicubic', 'nearest'), ('zeros', 'border', 'reflection')
@@ -315,6 +316,12 @@ def _check_sample(x, grid, mode, padding_mode):
     if not is_grid or grid.shape[0] != x.shape[0]:
         raise ValueError(f"the grid must be (B, H', W', 2) for images {tuple(x.shape)}, "
                          f"got {_kind(grid)}")
+
+def _no_autocast(x):
+    "Autocast switched off: it won't join tensors in a half precision that isn't its own."
+    kind = x.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 # %% ../nbs/00_data.ipynb #71e28299
 def _places(degrees, height, width, dtype):
@@ -445,11 +452,10 @@ def _numbers(
     is_one = not isinstance(numbers, (tuple, list))
     if is_one: numbers = [numbers]
     numbers = [v.item() if isinstance(v, Tensor) else v for v in numbers]
-    for v in numbers:
-        if not isinstance(v, Real) or isinstance(v, bool) or not above < v < 1e30:
-            rule = 'positive' if above == 0 else 'a finite number'
-            raise ValueError(f"{name} must be {rule}, got {value!r}; "
-                             "take that of the training images")
+    if not all(_is_number(v, above) for v in numbers):
+        rule = 'positive' if above == 0 else 'a finite number'
+        raise ValueError(f"{name} must be {rule}, got {value!r}; "
+                         "take that of the training images")
     numbers = [float(v) for v in numbers]
     return numbers[0] if is_one else numbers
 

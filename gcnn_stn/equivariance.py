@@ -6,10 +6,9 @@
 __all__ = ['disc', 'equivariance_error', 'smooth_images', 'size_rule']
 
 # %% ../nbs/02_equivariance.ipynb #02322fbe
-from numbers import Real
 import torch
 from torch import Tensor
-from .data import _generator, _kind, _listed, _whole, _wide
+from .data import _generator, _is_number, _kind, _listed, _whole, _wide
 from .group import FiniteGroup, _check_act, act
 
 # %% ../nbs/02_equivariance.ipynb #1f5dcf4d
@@ -86,7 +85,7 @@ def smooth_images(
 # %% ../nbs/02_equivariance.ipynb #d02e0002
 def _check_smooth(detail, dtype):
     "Refuse what no smooth image could have."
-    if not isinstance(detail, Real) or not 0 < detail < 1e30:
+    if not _is_number(detail, 0):
         raise ValueError("detail must be a positive number of cycles per pixel, "
                          f"got {detail!r}; .05 is smooth")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

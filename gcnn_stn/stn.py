@@ -8,14 +8,13 @@ __all__ = ['POSES', 'rotation_theta', 'rotation_angle', 'sampling_grid', 'warp',
 
 # %% ../nbs/05_stn.ipynb #f8214d87
 import math
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import (PADDING_MODES, _check_finite, _kind, _one_of, _real, _whole,
-                           _wide, sample)
+from .data import (PADDING_MODES, _check_finite, _is_number, _kind, _one_of, _real,
+                           _whole, _wide, sample)
 
 # %% ../nbs/05_stn.ipynb #f5070002
 def _check_size(*sizes):
@@ -23,6 +22,10 @@ def _check_size(*sizes):
     if torch.compiler.is_compiling(): return
     for n in sizes:
         if not isinstance(n, torch.SymInt): _whole('height and width', n, 1)
+
+def _check_eps(eps):
+    if not _is_number(eps, 0):
+        raise ValueError(f"eps must be positive, got {eps!r}; 1e-6 is small")
 
 def _affine(theta):
     "Affine maps (…, 2, 3), in float32 at least."
@@ -106,6 +109,7 @@ def unit(
     eps:float=1e-6,   # those with a square below it come out shorter than 1
 )->Tensor:            # vectors of length 1 (..., D)
     "Scale vectors to length one, with finite gradients everywhere."
+    _check_eps(eps)
     v = _real('v', v)
     if not v.is_floating_point(): v = _wide(v)
     square = _wide(v).square().sum(dim=-1, keepdim=True)   # may be too large for half
@@ -208,7 +212,7 @@ class LocalizationNet(_Localization):
 # %% ../nbs/05_stn.ipynb #1bd1d6c3
 def _small_linear(n, start, gain, **factory):
     "A linear layer with small weights that gives about `start`."
-    if not isinstance(gain, Real) or isinstance(gain, bool) or not 0 <= gain < math.inf:
+    if not _is_number(gain) or gain < 0:
         raise ValueError(f"gain must be a number of at least 0, got {gain!r}; .01 is small")
     linear = nn.Linear(n, len(start), **factory)
     nn.init.normal_(linear.weight, std=gain/math.sqrt(n))
@@ -248,6 +252,7 @@ class SpatialLayerNorm(nn.Module):
         eps:float=1e-5,   # added to the variance
     ):
         super().__init__()
+        _check_eps(eps)
         self.eps = eps
     def forward(self, x:Tensor)->Tensor: return F.layer_norm(x, x.shape[1:], eps=self.eps)   # (B, C, H, W)
     def extra_repr(self): return f'eps={self.eps}'

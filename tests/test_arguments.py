@@ -59,7 +59,7 @@ ODD = {
 RIGHT = {
     data.user_path: dict(path='x'),
     data.mnist: dict(train=False, root=None, download=False),
-    data.show_images: dict(x=GREY, ncols=2, titles=None, axs=None),
+    data.show_images: dict(x=GREY, ncols=2, titles=None, axs=None, size=.5),
     data.sample: dict(x=GREY, grid=torch.zeros(4, 9, 9, 2), mode='bilinear',
                       padding_mode='zeros'),
     data.rotation_grid: dict(degrees=ZEROS, height=9, width=9, dtype=torch.float32),
@@ -101,7 +101,8 @@ RIGHT = {
     stn.rotation_theta: dict(cos=ZEROS, sin=ZEROS, height=9, width=9),
     stn.rotation_angle: dict(theta=TURN, height=9, width=9),
     stn.sampling_grid: dict(theta=TURN, size=(9, 9)),
-    stn.unit: dict(v=torch.ones(4, 2)),
+    stn.unit: dict(v=torch.ones(4, 2), eps=1e-6),
+    stn.SpatialLayerNorm: dict(eps=1e-5),
     stn.warp: dict(x=GREY, theta=TURN, padding_mode='border'),
     stn.AreaPool2d: dict(size=2),
     stn.LocalizationNet: dict(in_channels=1, channels=2, transformation='rotation',
