@@ -25,6 +25,7 @@ def call(command, *arguments, encoding='utf-8', errors='strict'):
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
         try: status = COMMANDS[command]([*map(str, arguments)])
         except SystemExit as e: status = e.code or 0
+    for stream in streams: stream.flush()
     assert [s.errors for s in streams] == [errors]*2          # as before
     return status, *(s.buffer.getvalue().decode(encoding) for s in streams)
 
