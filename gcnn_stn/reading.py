@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .equivariance import disc, smooth_images
+from .equivariance import smooth_images
 from .group import FiniteGroup, act
 from .trace import Point, relative
 

@@ -29,7 +29,7 @@ from ..study.unit import embeddings_path, load_data, load_run
 from ..study.archive import is_missing, read_records
 from ..study.report import tidy
 from ..study.record import weights_path
-from ..study.style import look, style
+from ..study.style import style
 from ..study.judge import pick_device
 
 # %% ../../nbs/evidence/figure.ipynb #222d3f70
