@@ -1,5 +1,5 @@
 "`make test` says when it began and when the environment was ready; the times are printed beside pytest's own summary."
-import os, time
+import os, sys, time
 
 import pytest
 
@@ -19,3 +19,10 @@ def pytest_terminal_summary(terminalreporter):
     if 'TEST_BEGAN' not in os.environ: return
     began, ready = float(os.environ['TEST_BEGAN']), float(os.environ['TEST_READY'])
     terminalreporter.write_line(f'set-up {ready - began:.0f} s, tests {time.time() - ready:.0f} s')
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    "What one test compiled, or gave up to compile, is forgotten before the next: PyTorch keeps it by function, such as `nn.Sequential.forward`."
+    yield
+    if 'torch._dynamo' in sys.modules: sys.modules['torch'].compiler.reset()

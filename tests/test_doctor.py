@@ -410,7 +410,6 @@ def block(*more):
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_wrapped(name):
     "A block in a network, sound and sick, in training mode and left as it was."
-    torch._dynamo.reset()
     torch.manual_seed(0)
     for inner, found in ((), []), ((Folded(nn.Conv2d(12, 12, 3, padding=1)),), ['kernel']):
         model = network(C4, middle=WRAPPERS[name](block(*inner))).train()
@@ -423,7 +422,6 @@ def test_wrapped(name):
 
 @pytest.mark.parametrize('name', ['compiled', 'data parallel', 'both'])
 def test_whole_model_wrapped(name):
-    torch._dynamo.reset()
     torch.manual_seed(0)
     sick = network(C4, middle=Folded(nn.Conv2d(12, 12, 3, padding=1)))
     assert guilty(WRAPPERS[name](sick), C4) == {'middle.inner': 'kernel'}
