@@ -1,5 +1,6 @@
 "The study survives whatever happens to it, on one machine and on several processes."
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -18,6 +19,7 @@ import torch
 from book import ROOT
 from gcnn_stn.study.contender import build
 from gcnn_stn.study.data import load_dataset
+from gcnn_stn.study.engine import processes
 from gcnn_stn.study.grid import GRIDS, select
 from gcnn_stn.study.plan import run_grid
 from gcnn_stn.study.train import TrainConfig, fit
@@ -241,6 +243,48 @@ def test_stacked(undisturbed, tmp_path):
     alone = json.loads((undisturbed/'quick'/'runs'/'cnn-quick-n200-e1-t100-upright-s0.json').read_text())
     assert record['speed']['stacked'] == 2 and record['hashes'] == alone['hashes']
     assert abs(record['metrics']['upright'] - alone['metrics']['upright']) < .05 and len(stamps(tmp_path)) == 2
+
+
+def sleep_long(unit, report): time.sleep(LIMIT)
+
+
+def test_interrupted_at_start(monkeypatch):
+    "Ctrl-C in the moment in which a process is started ends that process, too."
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, 'start', start_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt): list(processes()(iter([('a',)]), sleep_long, print))
+        assert not multiprocessing.active_children()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for child in multiprocessing.active_children(): child.kill()
+
+
+def start_and_interrupt(process):
+    multiprocessing.process.BaseProcess.start(process)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='threads have no names here')
+def test_torchrun_leaves_nothing(tmp_path):
+    "A thread of the group that outlived it could abort the process, when Python has ended."
+    script = tmp_path/'end.py'
+    script.write_text(THREADS)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count('gloo: True False') == 2, done.stdout + done.stderr
+
+
+THREADS = """
+from pathlib import Path
+from gcnn_stn.study.train import distributed
+
+def gloo(): return any('gloo' in p.read_text() for p in Path('/proc/self/task').glob('*/comm'))
+
+with distributed():
+    import torch._dynamo   # as optimizers do
+    before = gloo()
+print('gloo:', before, gloo())
+"""
 
 
 def test_torchrun(tmp_path):

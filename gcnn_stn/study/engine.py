@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -29,10 +29,12 @@ def inline(
     report, # function: unit, steps done, steps in all
 ):          # generator: yields unit and its list of Result, or a Failure
     "Work in this process, one unit after the other."
-    for unit in units:
-        try: results = work(unit, partial(report, unit))
-        except Exception as e: results = Failure.of(e)
-        yield unit, results
+    for unit in units: yield unit, _attempt(work, unit, partial(report, unit))
+
+def _attempt(work, unit, report):
+    "The results of a unit, or its Failure."
+    try: return work(unit, report)
+    except Exception as e: return Failure.of(e)
 
 # %% ../../nbs/study/engine.ipynb #71216c89
 #| code-fold: show
@@ -51,7 +53,7 @@ def processes(
             while True:
                 room = jobs if greeted else 1   # one shows that it works, then the others
                 while len(running) < room and (unit := next(units, None)):
-                    running |= _start(context, work, unit, threads)
+                    _start(running, context, work, unit, threads)
                 if not running: return
                 for pipe in wait(list(running)):
                     message = _listen(pipe, *running[pipe], report, greeted)
@@ -68,14 +70,15 @@ def processors()->int: # as many runs may be done at a time
     if hasattr(os, 'sched_getaffinity'): return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
-def _start(context, work, unit, threads):
-    "A new process at work on a unit: {its pipe: (unit, process)}."
+def _start(running, context, work, unit, threads):
+    "A new process at work on a unit; `running` has it before Ctrl-C is heard."
     ours, theirs = context.Pipe(duplex=False)
     args = theirs, work, unit, threads
     process = context.Process(target=_child, args=args, daemon=True)
-    with _deaf(): process.start()
+    with _deaf():
+        process.start()
+        running[ours] = unit, process
     theirs.close()   # so that the end of the process is the end of the pipe
-    return {ours: (unit, process)}
 
 # %% ../../nbs/study/engine.ipynb #d281f2c4
 HERE = 'here'   # what a process says first
@@ -89,11 +92,10 @@ def _child(pipe, work, unit, threads):
     "What a process does: one unit."
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is the parent's
     threading.Thread(target=_watch_parent, daemon=True).start()
-    pipe.send(HERE)
-    torch.set_num_threads(threads)
-    try: message = work(unit, lambda *steps: pipe.send(steps))
-    except Exception as e: message = Failure.of(e)
-    pipe.send(message)
+    with suppress(BrokenPipeError):                # nobody listens any more
+        pipe.send(HERE)
+        torch.set_num_threads(threads)
+        pipe.send(_attempt(work, unit, lambda *steps: pipe.send(steps)))
 
 def _death(process):
     "What the exit status says."
@@ -207,8 +209,7 @@ def _slots(there, **each):
 def _task(work, unit, threads):
     "What a worker does: one unit."
     torch.set_num_threads(threads)
-    try: return work(unit, lambda *steps: None)
-    except Exception as e: return Failure.of(e)
+    return _attempt(work, unit, lambda *steps: None)
 
 def _fetch(ray, ref):
     "A unit's results, or why there are none."

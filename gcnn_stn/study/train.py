@@ -12,6 +12,7 @@ import os
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -76,14 +77,18 @@ def _place():
     if not (dist.is_available() and dist.is_initialized()): return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
+def _join():
+    "Join the processes of `torchrun`."
+    import_module('torch.distributed.nn')   # later, it would hold on to their group
+    if not torch.cuda.is_available(): return dist.init_process_group('gloo')
+    torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+    dist.init_process_group('cpu:gloo,cuda:nccl')
+
 @contextmanager
 def distributed():
     "Join the processes of `torchrun`, if any; gives this one's number, and of how many."
     joins = {'WORLD_SIZE', 'MASTER_ADDR'} <= {*os.environ} and not dist.is_initialized()
-    cuda = torch.cuda.is_available()
-    if joins and cuda:
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
-    if joins: dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
+    if joins: _join()
     try: yield _place()
     finally:
         if joins: dist.destroy_process_group()
