@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model import _are_numbers, _is_real
+from ..model import _are_numbers, _is_real, unwrapped
 
 # %% ../../nbs/study/config.ipynb #1eb3d016
 def _whole(least, most=2**63 - 1):
@@ -115,11 +115,30 @@ def make_optimizer(
     _check_kinds(model=(model, nn.Module), config=(config, TrainConfig))
     if not _whole(1)(steps):
         raise ValueError(f"steps must be a positive integer, got {steps!r}")
-    kwargs = dict(lr=config.lr, weight_decay=config.weight_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), **kwargs)
+    groups = [dict(params=params, lr=factor*config.lr)
+              for factor, params in _by_factor(model).items()]
+    optimizer = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
     if config.schedule == 'constant':
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps)
+    rates = [group['lr'] for group in groups]
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps)
+
+def _check_factor(part):
+    "Refuse what multiplies no rate."
+    if not _are_numbers(part.lr_factor, above=0):
+        raise ValueError("lr_factor must be a positive number, got "
+                         f"{part.lr_factor!r} in {type(part).__name__}; 1 changes nothing")
+
+def _by_factor(model):
+    "Weights by the `lr_factor` of the innermost part that has one; 1 comes first."
+    factor_of = {}
+    for part in model.modules():   # from the outside in
+        if hasattr(part, 'lr_factor'):
+            _check_factor(part)
+            factor_of |= dict.fromkeys(part.parameters(), part.lr_factor)
+    groups = {1.: []}
+    for p in model.parameters(): groups.setdefault(factor_of.get(p, 1.), []).append(p)
+    return {factor: params for factor, params in groups.items() if params}
 
 # %% ../../nbs/study/config.ipynb #c1000004
 _SPEED_RULES = {
@@ -157,18 +176,31 @@ def _compiled(f, wanted, device):
         if wanted: torch.compiler.reset()
 
 # %% ../../nbs/study/config.ipynb #7db4a89c
+class _Computed:
+    "A network as a function of images, computed as `speed` says."
+    def __init__(self, f, objective, speed, device):
+        self.f, self.own_objective = f, objective
+        self.speed, self.device = speed, device
+
+    def __call__(self, x): return self._ask(self.f, x)
+
+    def objective(self, x, y):
+        "Logits, and what the network itself adds to the loss; None: nothing."
+        if self.own_objective is None: return self(x), None
+        return self._ask(self.own_objective, x, y)
+
+    def _ask(self, f, x, *labels):
+        if self.speed.channels_last:   # contiguous() would leave images of one channel
+            x = x.to(memory_format=torch.channels_last)
+        low = self.speed.precision == 'bfloat16'
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            out = f(x, *labels)
+        if not low: return out
+        return tuple(t.float() for t in out) if isinstance(out, tuple) else out.float()
+
 @contextmanager
 def _computing(model, speed, device):
     "The model as a function of images, computed as `speed` says."
-    low = speed.precision == 'bfloat16'
-    def widened(t): return t.float() if low else t
-
     with (_weights_channels_last(model, speed.channels_last),
           _compiled(model, speed.compile, device) as f):
-        def forward(x):
-            if speed.channels_last:   # contiguous() would leave images of one channel
-                x = x.to(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=low): out = f(x)
-            return tuple(map(widened, out)) if isinstance(out, tuple) else widened(out)
-
-        yield forward
+        yield _Computed(f, getattr(unwrapped(model), 'objective', None), speed, device)

@@ -129,7 +129,7 @@ def _turns(n, config, generator):
     return torch.randint(1, config.equivariance, (n,), **kwargs).tolist()
 
 def _penalized(forward, x, degrees, turn, config):
-    "Logits (B, K), and the mean square of f(L_g x) − L_g f(x)."
+    "Logits (B, K), and the penalty times the mean square of f(L_g x) − L_g f(x)."
     group = _rotations(config.equivariance)
     start = x.new_zeros(len(x), dtype=torch.float32) if degrees is None else degrees
     on = start + 360*turn/group.order
@@ -139,4 +139,4 @@ def _penalized(forward, x, degrees, turn, config):
     square = (there - act(group, turn, here)).square()
     if square.ndim > 2 and not group.lattice[turn]:
         square = square*disc(*square.shape[-2:]).to(square)
-    return logits[:len(x)], square.mean()
+    return logits[:len(x)], config.penalty*square.mean()

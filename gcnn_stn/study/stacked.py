@@ -138,6 +138,12 @@ def _check_stack(models, configs, speed):
     if asked:
         raise ValueError("equivariance must be 0 for a stack, where neither error nor "
                          f"penalty is computed, got {asked.pop()}; use `fit` for each")
+    for part in models[0].modules():
+        own = {'objective', 'lr_factor'} & {*dir(part)}
+        if own:
+            raise ValueError(f"models must learn by the common loss and rate in a stack, "
+                             f"got {type(part).__name__} with its own {own.pop()}; "
+                             "train those apart, with `fit`")
     alike = [replace(config, seed=0) for config in configs]
     _check_alike('models', [*map(_architecture, models)], 'must be of one architecture')
     _check_alike('configs', alike, 'must differ in their seed only')

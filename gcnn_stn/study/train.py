@@ -117,10 +117,10 @@ def _same_everywhere(model):
 #| code-fold: show
 def _differentiate(forward, x, y, degrees, turn, config, share):
     "Predict, measure, differentiate; the loss times `share`, and the number read right."
-    if turn: logits, apart = _penalized(forward, x, degrees, turn, config)
-    else: logits, apart = forward(_prepare(x, degrees, config.mean, config.std)), None
+    if turn: logits, more = _penalized(forward, x, degrees, turn, config)
+    else: logits, more = forward.objective(_prepare(x, degrees, config.mean, config.std), y)
     loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-    loss = share*(loss if apart is None else loss + config.penalty*apart)
+    loss = share*(loss if more is None else loss + more)
     if not loss.requires_grad:
         raise ValueError("model must give logits that depend on its weights, got some "
                          "without a gradient; detach nothing")
@@ -138,7 +138,7 @@ def _step(forward, data, idx, degrees, turn, optimizer, scheduler, config):
         share = len(idx)/n
         loss, right = _differentiate(forward, x[idx], y[idx], degrees, turn, config, share)
     if world > 1:
-        params = optimizer.param_groups[0]['params']
+        params = [p for group in optimizer.param_groups for p in group['params']]
         loss, right = _sum_over_processes(params, loss, right)
     optimizer.step()
     scheduler.step()
@@ -269,6 +269,13 @@ def _check_weights(model):
                 f"got {name} of {p.dtype}; model.float() makes them so, "
                 "and Speed('bfloat16') takes products in half precision")
 
+def _check_objective(model, config):
+    "Refuse a network with an objective of its own where another is asked for."
+    if config.penalty and hasattr(unwrapped(model), 'objective'):
+        raise ValueError("penalty must be 0 for a network with an objective of its own, "
+                         f"got {config.penalty} for {type(unwrapped(model)).__name__}; "
+                         "give it the penalty in its objective")
+
 def _undistributed(model):
     "The network without a wrapper that would add up gradients, which `fit` does itself."
     def adds_up(net):
@@ -295,6 +302,7 @@ def _check_fit(model, train, valid, config, device):
         _check_range(name, x, model, mean, std)
         _check_logits(name, predict(model, x[:1], mean=mean, std=std, device=device), y)
     _check_weights(model)
+    _check_objective(model, config)
     if config.equivariance: _check_measure(model, train[0], config)
     return config
 
