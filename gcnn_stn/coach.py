@@ -251,7 +251,8 @@ class CoachedSTCNN(nn.Module):
             localization = DeepLocalizationNet(in_channels)
         _check_vector(localization, length)
         self.weak, self.follow, self.length = weak, follow, length
-        self.transformer = RefiningTransformer(localization, steps, padding_mode=padding_mode)
+        self.transformer = RefiningTransformer(localization, steps,
+                                               padding_mode=padding_mode)
         self.reader = _reader(reader, in_channels, classes)
         self.weak_reader = WeakReader(classes, in_channels) if weak else None
         self.pixel_statistics = getattr(self.reader, 'pixel_statistics', None)

@@ -92,8 +92,9 @@ def _speaker(model):
 @contextmanager
 def _evaluating(model):
     "Every part in evaluation mode; afterwards as before."
-    before = [(part, part.training) for part in _parts(model) if isinstance(part, nn.Module)]
-    for part, _ in before:
+    parts = [part for part in _parts(model) if isinstance(part, nn.Module)]
+    before = [(part, part.training) for part in parts]
+    for part in parts:
         part.training = False
     try:
         yield
@@ -200,7 +201,7 @@ class Alarm:
 @dataclass(frozen=True)
 class Health:
     "How a transformer turns images."
-    slope:float          # of the angle said, against the image's: −1 follows, 0 doesn't care
+    slope:float          # of the angle said, against the image's; −1: it follows
     R:float              # how well each image's poses agree along that slope, 0 to 1
     residual:float       # degrees that one image's poses are from their mean, on average
     said:tuple           # mean of the angles said, and their circular standard deviation
@@ -217,12 +218,17 @@ class Health:
         return tuple(name for name, size in self.gradients.items() if size == 0)
 
     def __repr__(self):
-        return '\n'.join([*_lines(self), *map(str, self.alarms)])
+        return '\n'.join([*_lines(self), *(f'\n{alarm}' for alarm in self.alarms)])
 
 # %% ../nbs/transformers/health.ipynb #8ea10052
 def _degrees(value):
     "Degrees as text; nothing beyond 120, where directions look random."
     return '>120°' if value > 120 else f'{round(value)}°'
+
+def _said(h):
+    "Mean and spread of the angles said."
+    around = h.said[1] > 120   # then the mean is an accident
+    return 'all around' if around else f'{_degrees(h.said[0])} ± {_degrees(h.said[1])}'
 
 def _lines(h):
     "What a check-up says, line by line."
@@ -231,7 +237,7 @@ def _lines(h):
         'does it turn?': ', '.join(a.name for a in h.alarms) or 'yes',
         'slope': f'{h.slope:.2f} with R {h.R:.2f} (−1: it follows, 0: it does not look)',
         'residual': f'{_degrees(h.residual)} (0°: perfect, 90°: nothing done)',
-        'angles said': f'{_degrees(h.said[0])} ± {_degrees(h.said[1])}',
+        'angles said': _said(h),
         'zoom': 'unknown' if h.zoom is None else f'{h.zoom:.2f}',
         'gradient': learns if h.gradients else 'nothing to learn',
     }
@@ -256,7 +262,7 @@ def _table(h):
 #| code-fold: show
 CONSTANT = .98   # the angles said agree so well
 SLOPE    = .2    # so far from −1, …
-RESIDUAL = 30    # … or so many degrees off: it doesn't follow
+RESIDUAL = 45    # … or so many degrees off: it doesn't follow
 AGREE    = .8    # R of the classes, on average
 ZOOM     = .8    # images come out smaller than that
 
@@ -301,12 +307,14 @@ REMEDIES = {
 # %% ../nbs/transformers/health.ipynb #8ea10057
 def _stuck_text(h):
     names = ', '.join(h.stuck[:2]) + (', …' if len(h.stuck) > 2 else '')
-    return f"{len(h.stuck)} of {len(h.gradients)} weights of the localizer get none ({names})."
+    return (f"{len(h.stuck)} of {len(h.gradients)} weights of the localizer get none "
+            f"({names}).")
 
 def _disagreeing_text(h):
     lowest = min(r for r in h.class_R if r is not None)
     worst = h.class_R.index(lowest)
-    half = ', where they agree up to half a turn' if h.class_twofold_R[worst] >= AGREE else ''
+    is_half = h.class_twofold_R[worst] >= AGREE
+    half = ', where they agree up to half a turn' if is_half else ''
     return ("It follows, yet images of one class end in different poses: R is "
             f"{_mean_R(h):.2f} on average, {lowest:.2f} in class {worst}{half}.")
 
@@ -317,7 +325,7 @@ _TEXTS = {
         f"slope {h.slope:.2f}, and an image ends in poses that are {_degrees(h.residual)} "
         "from their mean.",
     'classes disagree': _disagreeing_text,
-    'zooms out': lambda h: f"Images come out at {h.zoom:.0%} of their size, with less to see.",
+    'zooms out': lambda h: f"Images come out at {h.zoom:.0%} of their size.",
 }
 
 # %% ../nbs/transformers/health.ipynb #8ea10054
