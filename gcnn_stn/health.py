@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONSTANT', 'SLOPE', 'RESIDUAL', 'AGREE', 'ZOOM', 'REMEDIES', 'agreement', 'circular_slope', 'left_over',
-           'circular_std', 'spread', 'circular_error', 'gradients', 'Alarm', 'Health', 'watch', 'pose_metrics']
+           'circular_std', 'spread', 'circular_error', 'says_angles', 'gradients', 'Alarm', 'Health', 'watch',
+           'pose_metrics']
 
 # %% ../nbs/transformers/health.ipynb #8ea10002
 import math
@@ -81,11 +82,23 @@ def _parts(model):
     "A network's parts, itself first; what is no network has no parts."
     return [*model.modules()] if isinstance(model, nn.Module) else [model]
 
-def _speaker(model):
-    "The part of a model that says angles: itself, or its first such part."
+def _find_speaker(model):
+    "The part of a model that says angles, itself or the first of its parts; or None."
     for part in _parts(model):
-        if hasattr(part, 'angle') or hasattr(part, 'theta'):
+        if callable(getattr(part, 'angle', None)) or callable(getattr(part, 'theta', None)):
             return part
+
+def says_angles(
+    model, # any
+)->bool:   # then it can be watched
+    "Whether a model, or a part of it, says angles."
+    return _find_speaker(model) is not None
+
+def _speaker(model):
+    "The part of a model that says angles."
+    speaker = _find_speaker(model)
+    if speaker is not None:
+        return speaker
     raise ValueError("the model must have .angle(x) or .theta(x), or a part that has, got "
                      f"{type(model).__name__}; a SpatialTransformer has both")
 
@@ -298,7 +311,7 @@ REMEDIES = {
         "Ask for it (CoachedSTCNN: follow and weak), let it learn more slowly than its "
         "reader (lr_factor), or use a localizer that is equivariant by design.",
     'classes disagree':
-        "Give all images one goal: a reader that is too weak to read in other poses "
+        "Train on, with one goal for all: a reader that is too weak to read in other poses "
         "(CoachedSTCNN: weak), or upright images; or look in several poses (PoseMixture).",
     'zooms out':
         "Allow turns only (transformation='rotation'), or pull the scale to 1.",
