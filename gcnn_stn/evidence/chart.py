@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAYERED', 'COSTS', 'ERROR_TICKS', 'COST_TICKS', 'TRACKERS', 'FALLING', 'by_angle', 'matched', 'digits',
-           'errors_by_layer', 'error_by_layer', 'costs', 'front', 'pareto', 'circular_slope', 'circular_error',
-           'spread', 'turn_back', 'tracked', 'angle_tracking', 'curves', 'training_curves', 'fine_basis',
-           'learned_kernels', 'bilinear_copies', 'kernel_copies', 'square', 'commuting_square', 'card']
+           'errors_by_layer', 'error_by_layer', 'costs', 'front', 'pareto', 'turn_back', 'tracked', 'angle_tracking',
+           'curves', 'training_curves', 'fine_basis', 'learned_kernels', 'bilinear_copies', 'kernel_copies', 'square',
+           'commuting_square', 'card']
 
 # %% ../../nbs/evidence/chart.ipynb #f28e70a6
 import numpy as np
@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from ..data import normalize, rotate, unit_range
 from ..equivariance import disc, equivariance_error
-from .figure import Evidence, drawing, find, label, left_over
+from .figure import Evidence, drawing, find, label
 from ..group import CyclicGroup, act
+from ..health import circular_error, circular_slope, spread
 from ..kernel import basis_operator, harmonics, rings
 from ..stn import SpatialTransformer
 from ..study.record import record_path
@@ -186,37 +187,6 @@ def pareto(evidence:Evidence):
     markers = _markers(table.contender.unique())
     fig.legend(*markers, loc='outside lower center', ncols=2)
     return fig
-
-# %% ../../nbs/evidence/chart.ipynb #374ca745
-def circular_slope(
-    a, # degrees (N,)
-    t, # degrees (N,)
-)->tuple: # slope, and how well the residuals agree, 0 to 1
-    "The slope s in [−2, 2] for which the directions t − s·a agree best."
-    a, t = torch.as_tensor(a).double(), torch.as_tensor(t).double()
-    s = torch.linspace(-2, 2, 401, dtype=torch.float64)
-    rest = torch.deg2rad(t - s[:, None]*a)                      # (401, N)
-    agree = torch.hypot(rest.cos().mean(1), rest.sin().mean(1))
-    return s[agree.argmax()].item(), agree.max().item()
-
-def circular_error(
-    a, # degrees by which digits were turned (N,)
-    t, # degrees by which a network turns them (N,)
-    y, # labels (N,)
-)->float: # degrees
-    "Mean over the classes of how far the final poses are from their mean."
-    return float(np.mean([left_over((a + t)[y == d]) for d in y.unique()]))
-
-def spread(
-    y,              # labels (N,)
-    seed:int=0,     # of the order
-)->torch.Tensor:    # degrees (N,)
-    "Angles that go evenly around the circle in each class, in random order."
-    a, g = torch.empty(len(y)), torch.Generator().manual_seed(seed)
-    for d in y.unique():
-        n = int((y == d).sum())
-        a[y == d] = 360*torch.randperm(n, generator=g)/n
-    return a
 
 # %% ../../nbs/evidence/chart.ipynb #29cfa7fa
 def _phases(net, x): # images (B, 1, H, W) → (B, C), complex

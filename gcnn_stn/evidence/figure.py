@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL_STAND_INS', 'DRAWINGS', 'MULTI', 'SINGLE', 'FOUR', 'EIGHT', 'PICTURED', 'CROWD', 'INKS', 'TEN', 'Evidence',
            'find', 'command', 'label', 'Drawing', 'drawing', 'notes', 'pair', 'turned', 'full_turn', 'embed', 'crowd',
-           'same_class', 'tsne', 'plot_tsne', 'figure_2', 'figure_3', 'figure_9', 'left_over', 'transformed',
-           'plot_transformed', 'figure_4', 'figure_10', 'figure_11']
+           'same_class', 'tsne', 'plot_tsne', 'figure_2', 'figure_3', 'figure_9', 'transformed', 'plot_transformed',
+           'figure_4', 'figure_10', 'figure_11']
 
 # %% ../../nbs/evidence/figure.ipynb #fb135fac
 import functools
@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from ..data import (MNIST_MEAN, MNIST_STD, normalize, random_angles, rotate,
                            unit_range, user_path)
+from ..health import left_over
 from ..stn import SpatialTransformer
 from ..study.contender import CONTENDERS
 from ..study.grid import GRIDS, Run, select
@@ -319,17 +320,6 @@ def figure_3(evidence:Evidence): return plot_tsne(evidence, 'figure-3')
 @drawing('figure-9',
          "embeddings of rotated digits, transformer networks trained rotated (t-SNE)")
 def figure_9(evidence:Evidence): return plot_tsne(evidence, 'figure-9')
-
-# %% ../../nbs/evidence/figure.ipynb #5e4077db
-def left_over(
-    poses:torch.Tensor, # degrees (N,)
-    symmetry:int=1,     # 2: poses that differ by 180° are the same
-)->float:               # degrees, at most 180 / symmetry
-    "How far poses are from their mean, on average."
-    p = torch.deg2rad(poses.double())*symmetry
-    mean = torch.atan2(p.sin().sum(), p.cos().sum())
-    off = torch.atan2((p - mean).sin(), (p - mean).cos()).abs()   # the short way round
-    return float(torch.rad2deg(off).mean())/symmetry
 
 # %% ../../nbs/evidence/figure.ipynb #00ff5342
 @torch.no_grad()
