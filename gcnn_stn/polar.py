@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .group import FiniteGroup
 from .image import _is_number, _kind, _whole, _wide, sample
+from .layer import GroupConv2d, LiftingConv2d
 from .layout import _are_numbers
 from .model import Classifier
-from .pool import Downsample2d
+from .norm import GroupBatchNorm
+from .pool import Downsample2d, GroupPool
 from .stn import _centres
 
 # %% ../nbs/transformers/polar.ipynb #pola0009
@@ -157,31 +160,52 @@ class AnglePool(nn.Module):
     )->Tensor:    # (B, C·R)
         return x.amax(2).flatten(1)
 
+# %% ../nbs/transformers/polar.ipynb #pola0045
+def _plain_heat(i, o):
+    "Two convolution blocks, with a halving between them."
+    same = dict(padding=1, padding_mode='replicate', bias=False)
+    first, second = (nn.Conv2d(n, o, 3, **same) for n in (i, o))
+    norms = nn.BatchNorm2d(o), nn.BatchNorm2d(o)
+    return first, norms[0], nn.ReLU(), Downsample2d(), second, norms[1], nn.ReLU()
+
+def _group_heat(i, o, group):
+    "The same in all poses of a group, which are forgotten at the end."
+    pad = nn.ReplicationPad3d((1, 1, 1, 1, 0, 0))      # places, not poses
+    lift = nn.ReplicationPad2d(1), LiftingConv2d(i, o, 3, group, bias=False)
+    conv = pad, GroupConv2d(o, o, 3, group, bias=False)
+    norms = GroupBatchNorm(o), GroupBatchNorm(o)
+    first, second = (*lift, norms[0], nn.ReLU()), (*conv, norms[1], nn.ReLU())
+    return *first, Downsample2d(), *second, GroupPool()
+
 # %% ../nbs/transformers/polar.ipynb #pola0025
 #| code-fold: show
 class OriginNet(nn.Module):
     "Says where an image's origin lies: the centre of mass of a heat map."
     def __init__(self,
-        in_channels:int=1,  # of the images
-        channels:int=16,    # of both convolutions
+        in_channels:int=1,       # of the images
+        channels:int=16,         # of both convolutions
+        group:FiniteGroup=None,  # with which the origin turns along; None: nobody promises
     ):
         super().__init__()
         in_channels = _whole('in_channels', in_channels, 1)
         channels = _whole('channels', channels, 1)
-        def block(n):
-            how = dict(padding=1, padding_mode='replicate', bias=False)
-            conv = nn.Conv2d(n, channels, 3, **how)
-            return conv, nn.BatchNorm2d(channels), nn.ReLU()
         heat = nn.Conv2d(channels, 1, 1, bias=False)
         nn.init.normal_(heat.weight, std=.1/math.sqrt(channels))      # a nearly flat map
-        first, second = block(in_channels), block(channels)
-        self.heat = nn.Sequential(*first, Downsample2d(), *second, heat)
+        if not isinstance(group, (FiniteGroup, type(None))):
+            raise ValueError("group must be a group such as CyclicGroup(4), or None, "
+                             f"got {group!r}")
+        if group is None:
+            blocks = _plain_heat(in_channels, channels)
+        else:
+            blocks = _group_heat(in_channels, channels, group)
+        self.heat = nn.Sequential(*blocks, heat)
 
     def weights(self,
         x:Tensor, # images (B, C, H, W)
     )->Tensor:    # positive, with sum 1 (B, H/2, W/2)
         "The share of each place in the centre of mass."
-        heat = _wide(self.heat(x.to(self.heat[0].weight.dtype)))[:, 0]    # (B, h, w)
+        dtype = next(self.parameters()).dtype
+        heat = _wide(self.heat(x.to(dtype)))[:, 0]                        # (B, h, w)
         return heat.flatten(1).softmax(-1).view_as(heat)
 
     def forward(self,
@@ -265,7 +289,7 @@ class PolarCNN(Classifier):
         angles:int=48,                    # multiple of 4; of 16 for exact quarter turns
         radii:int=16,                     # multiple of 4
         log:bool=False,                   # log-polar?
-        origin:bool=False,                # predict the origin? Otherwise it is the centre
+        origin:bool|nn.Module=False,      # predict the origin, by OriginNet or this module?
         *, in_channels:int=1,             # of the images
         classes:int=10,                   # how many there are
         first:float=None,                 # radius in pixels, as for polar_grid
@@ -273,7 +297,7 @@ class PolarCNN(Classifier):
         jitter:float=2.,                  # pixels, of a predicted origin in training
     ):
         _check_net(channels, angles, radii)
-        net = OriginNet(in_channels) if origin else None
+        net = OriginNet(in_channels) if origin is True else origin or None
         more = dict(first=first, last=last, jitter=jitter)
         sampler = PolarSampler(angles, radii, log, net, **more)
         blocks, ins = {'polar': sampler}, (in_channels, *channels[:-1])
