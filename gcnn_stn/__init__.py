@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error', 'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm',
-           'Downsample2d', 'GroupPool', 'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'GCNN', 'STCNN',
-           'CNN', 'fold', 'check_sizes', 'diagnose']
+           'Downsample2d', 'GroupPool', 'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch',
+           'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose', 'TIPool', 'TestTimeAverage',
+           'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'fold', 'check_sizes', 'diagnose']
 
 # %% ../nbs/book/package.ipynb #5fcaff23
 import importlib
@@ -22,7 +23,13 @@ _HOME = {   # module → what is offered of it
     'pool': ['Downsample2d', 'GroupPool', 'GlobalPool'],
     'separable': ['SeparableGroupConv2d'],
     'stn': ['SpatialTransformer'],
+    'health': ['watch'],
+    'coach': ['CoachedSTCNN'],
+    'canonical': ['Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose'],
+    'copies': ['TIPool', 'TestTimeAverage'],
+    'polar': ['PolarCNN'],
     'model': ['GCNN', 'STCNN', 'CNN'],
+    'steerable': ['SteerableCNN'],
     'fold': ['fold'],
     'sizes': ['check_sizes'],
     'doctor': ['diagnose'],
@@ -62,16 +69,23 @@ def _explained(thing):
 
 # %% ../nbs/book/package.ipynb #63a7ae62
 if TYPE_CHECKING:   # for editors and type checkers
+    from gcnn_stn.canonical import (Canonicalizer, GroupPose, MomentPose,
+                                    PrincipalAxisPose)
+    from gcnn_stn.coach import CoachedSTCNN
+    from gcnn_stn.copies import TestTimeAverage, TIPool
     from gcnn_stn.doctor import diagnose
     from gcnn_stn.equivariance import equivariance_error
     from gcnn_stn.fold import fold
     from gcnn_stn.group import CyclicGroup, DihedralGroup
+    from gcnn_stn.health import watch
     from gcnn_stn.layer import GroupConv2d, LiftingConv2d
     from gcnn_stn.model import CNN, GCNN, STCNN
     from gcnn_stn.norm import GroupBatchNorm
+    from gcnn_stn.polar import PolarCNN
     from gcnn_stn.pool import Downsample2d, GlobalPool, GroupPool
     from gcnn_stn.separable import SeparableGroupConv2d
     from gcnn_stn.sizes import check_sizes
+    from gcnn_stn.steerable import SteerableCNN
     from gcnn_stn.stn import SpatialTransformer
 
 # %% ../nbs/book/package.ipynb #703a43dd
@@ -92,5 +106,7 @@ gcnn_stn.study, figures and tables in gcnn_stn.evidence.
 
 _all_ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error',
          'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'Downsample2d', 'GroupPool',
-         'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'GCNN', 'STCNN', 'CNN',
-         'fold', 'check_sizes', 'diagnose']
+         'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch', 'CoachedSTCNN',
+         'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose', 'TIPool',
+         'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'fold',
+         'check_sizes', 'diagnose']

@@ -22,6 +22,7 @@ from safetensors.torch import save
 
 from .. import __version__
 from ..data import content_hash, rotate_once, split, user_path
+from ..health import pose_metrics
 from ..model import count_flops, count_parameters
 from .contender import CONTENDERS, build
 from .data import load_dataset
@@ -115,7 +116,14 @@ def measure(
     return {k: accuracy(c) for k, c in found.items()} | dict(
         by_angle=[accuracy(c) for c in turned],
         six_nine_by_angle=swapped,
-        confusion={k: c.tolist() for k, c in found.items()})
+        confusion={k: c.tolist() for k, c in found.items()},
+        **_said_of_poses(model, *few, **kwargs))
+
+def _said_of_poses(model, x, y, **kwargs):
+    "How the angle goes with the image, if the network itself says one."
+    if not hasattr(model, 'angle'): return {}
+    statistics = {k: kwargs.get(k) for k in ('mean', 'std')}
+    return dict(pose=pose_metrics(model, x, y, **statistics))
 
 # %% ../../nbs/study/unit.ipynb #936c9a63
 #| code-fold: show
