@@ -17,12 +17,14 @@ import pytest
 import torch
 
 from book import ROOT
-from gcnn_stn.study.contender import build
+from gcnn_stn.study.archive import record_fault
+from gcnn_stn.study.contender import OPPONENTS, build
 from gcnn_stn.study.data import load_dataset
-from gcnn_stn.study.engine import processes
+from gcnn_stn.study.engine import inline, processes
 from gcnn_stn.study.grid import GRIDS, select
 from gcnn_stn.study.plan import run_grid
 from gcnn_stn.study.train import TrainConfig, fit
+from gcnn_stn.study.unit import run_unit
 
 STUDY = [sys.executable, '-c', 'import sys; from gcnn_stn.study.__main__ import main; sys.exit(main())']   # as the command that pip installs
 TOY = ['--device', 'cpu', '--digits', '200', '--epochs', '1', '--test', '100', '--jobs', '1']
@@ -311,6 +313,24 @@ def test_coloured(contender):
     assert history[0]['loss'] > 0 and len(data.mean) == 3
 
 
+@pytest.mark.parametrize('contender', OPPONENTS)
+def test_opponents(tmp_path, contender):
+    "Each trains, leaves a record that is believed, and says whether it turns if it says angles."
+    runs = select(GRIDS['duel'].runs(seeds=1, digits=130, epochs=1, test=80), f'contender={contender}')[:1]
+    [result] = [r for _, found in inline(iter([tuple(runs)]), run_unit, print) for r in found]
+    record = json.loads(json.dumps(result.record))
+    assert record_fault(record) is None and ('pose' in record['metrics']) == hasattr(build(contender), 'angle')
+    if 'pose' in record['metrics']: assert record_fault(record | dict(metrics=record['metrics'] | dict(pose={'slope': 9}))) is not None
+
+
+def test_opponents_are_not_stacked(tmp_path):
+    "Those that learn in their own way are trained one by one, whatever was asked."
+    only = ['--grid', 'duel', '--seeds', '2', '--stack', '2', '--only', 'contender=stcnn-coached,regime=upright']
+    run(tmp_path, *only)
+    found = [json.loads(p.read_text()) for p in (tmp_path/'runs').glob('*.json')]
+    assert [record['speed']['stacked'] for record in found] == [1, 1]
+
+
 def test_bad_arguments(tmp_path):
     "Complaints of the command itself; the chapter has the others."
     done = subprocess.run(command(tmp_path, '--jobs', '0'), cwd=ROOT, capture_output=True, text=True)
@@ -319,7 +339,7 @@ def test_bad_arguments(tmp_path):
 
 SCRIPT = """
 import multiprocessing, sys
-from gcnn_stn.study.engine import processes
+from gcnn_stn.study.engine import inline, processes
 from gcnn_stn.study.record import record_path
 from gcnn_stn.study.runner import run_missing
 from chores import Chore, do
