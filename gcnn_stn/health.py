@@ -17,9 +17,29 @@ import torch
 from torch import Tensor, nn
 
 from .data import _prepare
-from .image import _check_finite, _kind, _whole
+from .image import _check_finite, _kind, _real, _whole
 from .model import known_statistics
 from .stn import rotation_angle, rotation_theta, warp
+
+# %% ../nbs/transformers/health.ipynb #8ea1000d
+def _angles(**named):
+    "Angles of one shape as float64."
+    tensors = {name: _real(name, values) for name, values in named.items()}
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"{' and '.join(shapes)} must have the same shape, "
+                         f"got {', '.join(map(str, shapes.values()))}")
+    if any(t.ndim == 0 for t in tensors.values()):
+        raise ValueError(f"{' and '.join(shapes)} must be lists of angles, got a number")
+    return [t.double() for t in tensors.values()]
+
+def _labels(y, n=None):
+    "Labels (N,), one for each of `n`."
+    y = _real('labels', y)
+    if y.ndim != 1 or not len(y) or n not in (None, len(y)):
+        wanted = 'one for each image' if n is None else f'{n} of them'
+        raise ValueError(f"labels must be (N,), {wanted}, got {_kind(y)}")
+    return y
 
 # %% ../nbs/transformers/health.ipynb #8ea10011
 def agreement(
@@ -27,7 +47,8 @@ def agreement(
     symmetry:int=1, # 2: poses that differ by 180° are the same
 )->Tensor:          # R, from 0 to 1 (...)
     "How well directions agree: the length of their mean vector."
-    p = torch.deg2rad(poses.double())*symmetry
+    [poses] = _angles(poses=poses)
+    p = torch.deg2rad(poses)*_whole('symmetry', symmetry, 1, 360)
     return torch.hypot(p.cos().mean(-1), p.sin().mean(-1))
 
 def circular_slope(
@@ -35,7 +56,7 @@ def circular_slope(
     t, # degrees, the same shape
 )->tuple: # slope, and how well the residuals agree, 0 to 1
     "The slope s in [−2, 2] for which the directions t − s·a agree best."
-    a, t = torch.as_tensor(a).double(), torch.as_tensor(t).double()
+    a, t = _angles(a=a, t=t)
     slopes = torch.linspace(-2, 2, 401, dtype=torch.float64)
     R = torch.stack([agreement(t - s*a).mean() for s in slopes])    # (401,)
     return round(slopes[R.argmax()].item(), 2) + 0., R.max().item() # no −0
@@ -45,7 +66,8 @@ def left_over(
     symmetry:int=1, # 2: poses that differ by 180° are the same
 )->float:           # degrees, at most 180 / symmetry
     "How far poses are from their mean, on average."
-    p = torch.deg2rad(poses.double())*symmetry
+    [poses] = _angles(poses=poses)
+    p = torch.deg2rad(poses)*_whole('symmetry', symmetry, 1, 360)
     mean = torch.atan2(p.sin().sum(), p.cos().sum())
     off = torch.atan2((p - mean).sin(), (p - mean).cos()).abs()     # the short way round
     return float(torch.rad2deg(off).mean())/symmetry
@@ -54,7 +76,11 @@ def circular_std(
     R,       # how well directions agree, 0 to 1
 )->float:    # degrees, some 300 at most
     "The standard deviation of directions."
-    return math.degrees(math.sqrt(-2*math.log(min(max(float(R), 1e-6), 1.))))
+    R = _real('R', R)
+    if R.ndim > 0:
+        raise ValueError(f"R must be one number from 0 to 1, got {_kind(R)}; "
+                         "call it for each")
+    return math.degrees(math.sqrt(-2*math.log(min(max(R.item(), 1e-6), 1.))))
 
 # %% ../nbs/transformers/health.ipynb #8ea10012
 def spread(
@@ -62,7 +88,8 @@ def spread(
     seed:int=0,     # of the order
 )->Tensor:          # degrees (N,)
     "Angles that go evenly around the circle in each class, in random order."
-    a, g = torch.empty(len(y)), torch.Generator().manual_seed(seed)
+    y = _labels(y)
+    a, g = torch.empty(len(y)), torch.Generator().manual_seed(_whole('seed', seed))
     for d in y.unique():
         n = int((y == d).sum())
         a[y == d] = 360*torch.randperm(n, generator=g)/n
@@ -74,18 +101,22 @@ def circular_error(
     y, # labels (N,)
 )->float: # degrees
     "Mean over the classes of how far the final poses are from their mean."
+    a, t = _angles(a=a, t=t)
+    y = _labels(y, len(a))
     errors = [left_over((a + t)[y == d]) for d in y.unique()]
     return sum(errors)/len(errors)
 
 # %% ../nbs/transformers/health.ipynb #8ea10021
 def _parts(model):
     "A network's parts, itself first; what is no network has no parts."
+    if isinstance(model, (Tensor, type)):   # a tensor has an angle of another kind
+        return []
     return [*model.modules()] if isinstance(model, nn.Module) else [model]
 
 def _find_speaker(model):
     "The part of a model that says angles, itself or the first of its parts; or None."
     for part in _parts(model):
-        if callable(getattr(part, 'angle', None)) or callable(getattr(part, 'theta', None)):
+        if any(callable(getattr(part, name, None)) for name in ('angle', 'theta')):
             return part
 
 def says_angles(
@@ -159,7 +190,7 @@ def _ask(model, images, degrees, mean, std):
     with _evaluating(model):
         for x, a in zip(images.split(250), degrees.split(250)):
             seen = _turned(x, a, mean, std).to(like)
-            said.append(_angles_said(speaker, seen).double().cpu())
+            said.append(_angles_said(speaker, seen).cpu().double())
     said = torch.cat(said)
     _check_finite('the angles that the model says', said)
     return said
@@ -365,7 +396,7 @@ def watch(
     x = _turned(each[few], a.flatten()[few], mean, std).to(_place(transformer))
     how = dict(zoom=_zoom(transformer, x), gradients=gradients(transformer, x))
     labels = None if labels is None else labels[:n].cpu()
-    found = Health(**_angle_numbers(a.double().cpu(), said, labels), **how)
+    found = Health(**_angle_numbers(a.cpu().double(), said, labels), **how)
     return replace(found, alarms=_ailments(found))
 
 def _evenly(n, angles, seed):
@@ -399,7 +430,7 @@ def _zoom(model, x):
     if not hasattr(speaker, 'theta'):
         return None
     with _evaluating(model):
-        theta = speaker.theta(x).double()
+        theta = speaker.theta(x).cpu().double()
     area = theta[:, 0, 0]*theta[:, 1, 1] - theta[:, 0, 1]*theta[:, 1, 0]
     return area.abs().clamp(min=1e-12).rsqrt().median().item()
 
@@ -415,10 +446,10 @@ def pose_metrics(
     "How the angle that a model says goes with that of the image, over all and by class."
     _check_images(images, labels)
     mean, std = known_statistics(model, mean, std)
-    labels = labels.cpu()
+    labels = _labels(labels, len(images)).cpu()
     a = spread(labels, seed).to(images.device)
     said = _ask(model, images, a, mean, std)
-    a = a.double().cpu()
+    a = a.cpu().double()
     slope, R = circular_slope(a, said)
     poses = [(a + said)[labels == c] for c in range(int(labels.max()) + 1)]
     return dict(slope=slope, R=R, error=circular_error(a, said, labels), **_by_class(poses))
