@@ -80,6 +80,9 @@ def polar_grid(
 )->Tensor:                 # places to read, x then y, edges at ±1: (A, R, 2)
     "The places on circles about the centre, for `align_corners=False`."
     _check_grid(angles, radii, _first(first, log), last, size)
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; "
+                         "half precision can't tell places apart")
     like = torch.empty(0, dtype=dtype, device=device)
     return _polar_grid(size[-2:], angles, radii, log, first, last, like)
 
