@@ -15,7 +15,7 @@ from ..coach import CoachedSTCNN, PoseMixture
 from ..copies import TestTimeAverage, TIPool
 from ..group import CyclicGroup, DihedralGroup
 from ..model import CNN, GCNN, STCNN, published_gcnn, published_stcnn
-from ..polar import PolarCNN
+from ..polar import OriginNet, PolarCNN
 from ..steerable import SteerableCNN
 
 # %% ../../nbs/study/contender.ipynb #8b14facb
@@ -65,6 +65,7 @@ OPPONENTS = {
     'polar': dict(label='Polar CNN', model='polar'),
     'polar-log': dict(label='Log-polar CNN', model='polar', log=True),
     'polar-origin': dict(label='Polar CNN, learned origin', model='polar', origin=True),
+    'polar-origin-c4': dict(label='Polar CNN, origin by C4', model='polar', origin='c4'),
     'steerable': dict(label='Steerable CNN', model='steerable'),
 }
 
@@ -116,12 +117,17 @@ def _canonical(pose, prior=0., order=8, how='vector', **images):
     else: net = GroupPose(CyclicGroup(order), how, in_channels=images['in_channels'])
     return Canonicalizer(net, CNN(**images), prior=prior)
 
+def _polar(origin=False, **kwargs):
+    "A polar network; its origin may turn along with the image."
+    if origin == 'c4': origin = OriginNet(kwargs['in_channels'], group=CyclicGroup(4))
+    return PolarCNN(origin=origin, **kwargs)
+
 def _ti_pool(n, **images): return TIPool(CNN(**images), n)
 def _averaged(n, **images): return TestTimeAverage(CNN(**images), n)
 
 MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': _gcnn, 'coached': CoachedSTCNN,
           'mixture': PoseMixture, 'canonical': _canonical, 'ti_pool': _ti_pool,
-          'averaged': _averaged, 'polar': PolarCNN, 'steerable': SteerableCNN,
+          'averaged': _averaged, 'polar': _polar, 'steerable': SteerableCNN,
           'published_gcnn': published_gcnn, 'published_stcnn': published_stcnn}
 
 # %% ../../nbs/study/contender.ipynb #ec0ba590

@@ -155,8 +155,7 @@ def _published_cells():
 PUBLISHED = _published_cells()
 
 # neither the ablations of the transformer nor a hard choice are trained upright, …
-ROTATED_ONLY = ('stcnn-weak', 'stcnn-follow', 'stcnn-mixture-fixed', 'canonical-c8-hard',
-                'polar-origin')
+ROTATED_ONLY = ('stcnn-weak', 'stcnn-follow', 'stcnn-mixture-fixed', 'canonical-c8-hard')
 UPRIGHT_ONLY = ('canonical-c8-prior',)   # … and only there is upright the pose to keep
 DUEL = (*[(c, 'upright') for c in OPPONENTS if c not in ROTATED_ONLY],
         *[(c, 'rotated') for c in OPPONENTS if c not in UPRIGHT_ONLY])
