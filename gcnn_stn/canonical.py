@@ -80,7 +80,7 @@ class MomentPose(_Pose):
     "On which side most of the brightness lies: its first angular moment."
     def __init__(self,
         power:float=3,       # of the distance from the origin, at least 1
-        about:str='image',   # the origin: centre of the 'image', or of the brightness, 'mass'
+        about:str='image',   # the origin: centre of the 'image', or centre of 'mass'
     ):
         super().__init__()
         if not _is_number(power) or not 1 <= power <= 16:
@@ -234,7 +234,7 @@ def _undo(pose, x, sign):
     return rotation_theta(cos, sign*sin, *x.shape[-2:])
 
 def _mixed(x, choice, sign):
-    "The sum of the copies of x, turned by 90° or 180° at a time, with these weights (B, G)."
+    "The sum of the copies of x, turned by 90° or 180° at a time, with weights (B, G)."
     order = choice.shape[1]
     copies = [x.rot90(sign*g*4//order, (-2, -1)) for g in range(order)]
     weights = choice[..., None, None, None]                               # (B, G, 1, 1, 1)

@@ -25,6 +25,9 @@ def made(name, dense=False):
     return Canonicalizer(POSES[name](), model, dense=dense).eval().requires_grad_(False)
 
 
+def one_sided(size): return (torch.randn(size) + torch.linspace(0, 5, size[-1]))[:, None]   # noise alone has hardly a pose
+
+
 def free(x): return {i: f'd{i}' for i in (0, 2, 3)}
 
 
@@ -57,14 +60,14 @@ WAYS = dict(onnx=lambda net, x: in_onnxruntime(net, x, True), onnx_torchscript=l
 def test_exports_at_every_size(name, dense, way):
     "Batch, height and width are free."
     net = made(name, dense)
-    f = WAYS[way](net, torch.randn(3, 1, 32, 34))
+    f = WAYS[way](net, one_sided((3, 32, 34)))
     for size in SIZES:
-        x = torch.randn(size)[:, None]
+        x = one_sided(size)
         assert near(f(x), net(x)), f'{size}'
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('name', ('moment', 'axis', 'vector-c8', 'soft-c8', 'hard-c4'))
+@pytest.mark.parametrize('name', ('moment', 'soft-c8', 'hard-c4'))
 def test_onnx_of_digits(name):
     "Square images of one size: turns of the lattice are permutations in the file, too."
     net, digits = made(name), normalize(mnist(train=False)[0][:64])
@@ -79,13 +82,13 @@ def test_onnx_of_digits(name):
 
 
 def test_fit():
-    "The prior is an objective of the network's own; without one, turned images are turned back all the same."
+    "The prior is an objective of the network's own; it keeps upright images as they lie."
     train, y = mnist()[0][:256], mnist()[1][:256]
     turns = []
     for prior in (0., 5.):
         torch.manual_seed(0)
         net = Canonicalizer(GroupPose(), CNN((2, 3, 4)), prior=prior)
-        fit(net, (train, y), TrainConfig(epochs=4, lr=.02, rotate=False))
+        fit(net, (train, y), config=TrainConfig(epochs=4, lr=.02, rotate=False), progress=False)
         assert net.pixel_statistics and all(p.isfinite().all() for p in net.parameters())
         with torch.no_grad(): turns.append(net.eval().angle(normalize(train)).abs().mean())
     assert turns[1] < min(30, turns[0])
