@@ -176,6 +176,7 @@ def who_stands_in(
     return '\n'.join(['| not trained here yet | in its place |', '|---|---|', *rows])
 
 # %% ../../nbs/evidence/figure.ipynb #d051ba5f
+#| code-fold: true
 #| code-summary: "Which networks each figure shows"
 MULTI = 'stcnn-multi-l5-w64-loc37-identity'
 SINGLE = 'stcnn-single-l5-w64-loc8-random'
