@@ -33,6 +33,8 @@ from .train import Speed, fit, pick_device, predict
 from .checkpoint import checkpoint_bytes, load_checkpoint, write_atomically
 
 # %% ../../nbs/study/unit.ipynb #6e926b82
+#| code-fold: true
+#| code-summary: "The data that runs share, and the smallest image"
 @dataclass
 class StudyData:
     "What the runs of a study share; images are uint8 (N, C, H, W)."
@@ -48,6 +50,8 @@ class StudyData:
 SMALLEST = 28   # pixels that the networks need
 
 # %% ../../nbs/study/unit.ipynb #e6b04af5
+#| code-fold: true
+#| code-summary: "How the data are loaded"
 @functools.lru_cache(maxsize=2)
 def load_data(
     name:str='mnist', # or a folder
@@ -68,6 +72,8 @@ def load_data(
                      data.std, hashes)
 
 # %% ../../nbs/study/unit.ipynb #7b1db5e8
+#| code-fold: true
+#| code-summary: "How answers are counted"
 ANGLES = tuple(range(0, 360, 15))   # degrees at which networks are tested …
 FEW = 1000                          # … on so many images
 
@@ -91,6 +97,8 @@ def accuracy(
     return float(c.trace()/c.sum())
 
 # %% ../../nbs/study/unit.ipynb #815bb42d
+#| code-fold: true
+#| code-summary: "How the numbers are measured"
 def _by_angle(model, x, y, **kwargs):
     "Confusion matrices of the same images at each angle."
     return [confusion(model, x, y, degrees=torch.full((len(x),), float(a)), **kwargs)
@@ -119,6 +127,7 @@ def measure(
 
 # %% ../../nbs/study/unit.ipynb #936c9a63
 #| code-fold: show
+#| code-summary: "A run, from data to record"
 @contextmanager
 def on_threads(n:int):
     "Torch computes on `n` threads; afterwards as before."
@@ -238,6 +247,8 @@ def _versions(device, model):
                 device=torch.cuda.get_device_name(where) if cuda else str(where))
 
 # %% ../../nbs/study/unit.ipynb #7e657cef
+#| code-fold: true
+#| code-summary: "How a network is read back"
 def load_run(
     run:Run, # that has been done
     out,     # folder with out/weights
@@ -252,6 +263,8 @@ def load_run(
     return model.eval()
 
 # %% ../../nbs/study/unit.ipynb #92d4cc27
+#| code-fold: true
+#| code-summary: "How embeddings are kept"
 def embeddings_path(
     out,    # folder of the study
     id:str, # of the run
