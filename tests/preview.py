@@ -31,6 +31,7 @@ def entries(contents):
     "The notebooks of a sidebar, in their order."
     for entry in contents:
         if isinstance(entry, str): yield entry
+        elif 'href' in entry: yield entry['href']
         else: yield from entries(entry['contents'])
 
 
@@ -38,11 +39,15 @@ def link(name, here, text, attributes=''):
     return f'<a href="{relative(page_name(name), here)}"{attributes}>{text}</a>'
 
 
+def is_section(entry): return not isinstance(entry, str) and 'section' in entry
+
+
 def sidebar(contents, titles, here):
     "The sidebar as nested lists; the page `here` is marked."
     def item(entry):
-        if not isinstance(entry, str): return f"<span>{escape(entry['section'])}</span>{sidebar(entry['contents'], titles, here)}"
-        return link(entry, here, escape(titles.get(entry, entry)), ' aria-current="page"' * (entry == here))
+        if is_section(entry): return f"<span>{escape(entry['section'])}</span>{sidebar(entry['contents'], titles, here)}"
+        name, text = (entry, titles.get(entry, entry)) if isinstance(entry, str) else (entry['href'], entry['text'])
+        return link(name, here, escape(text), ' aria-current="page"' * (name == here))
     return f"<ul>{''.join(f'<li>{item(entry)}</li>' for entry in contents)}</ul>"
 
 

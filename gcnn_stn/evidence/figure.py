@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SMALL_STAND_INS', 'DRAWINGS', 'MULTI', 'SINGLE', 'FOUR', 'EIGHT', 'PICTURED', 'CROWD', 'INKS', 'TEN', 'Evidence',
-           'find', 'command', 'label', 'Drawing', 'drawing', 'notes', 'pair', 'turned', 'full_turn', 'embed', 'crowd',
-           'same_class', 'tsne', 'plot_tsne', 'figure_2', 'figure_3', 'figure_9', 'transformed', 'plot_transformed',
-           'figure_4', 'figure_10', 'figure_11']
+           'find', 'command', 'label', 'Drawing', 'drawing', 'notes', 'who_stands_in', 'pair', 'turned', 'full_turn',
+           'embed', 'crowd', 'same_class', 'tsne', 'plot_tsne', 'figure_2', 'figure_3', 'figure_9', 'transformed',
+           'plot_transformed', 'figure_4', 'figure_10', 'figure_11']
 
 # %% ../../nbs/evidence/figure.ipynb #fb135fac
 import functools
@@ -74,7 +74,8 @@ class Evidence:
         return weights_path(self.results, run.id).exists()
 
 # %% ../../nbs/evidence/figure.ipynb #a4c0f754
-# published network, by the first letters of its name → who of the small grid is like it
+# published network, by the first letters of its name → who of the small grid is like it;
+# a transformer network is never like a group network
 SMALL_STAND_INS = {
     'gcnn-c4': ('gcnn-c4',),
     'gcnn-c8': ('gcnn-c8',),
@@ -164,8 +165,20 @@ def notes(
     evidence.stand_ins.clear()
     return ' '.join(said)
 
+def who_stands_in(
+    evidence:Evidence, # what a study has left
+    *names:str,        # keys of PICTURED
+)->str:                # a table in Markdown
+    "Which networks are drawn in place of others, in all these figures."
+    for name in names: pair(evidence, name)
+    rows = [f'| {label(evidence.missing[wanted])} | {label(run)} |'
+            for wanted, run in evidence.stand_ins.items()]
+    evidence.stand_ins.clear()
+    return '\n'.join(['| not trained here yet | in its place |', '|---|---|', *rows])
+
 # %% ../../nbs/evidence/figure.ipynb #d051ba5f
-#| code-fold: show
+#| code-fold: true
+#| code-summary: "Which networks each figure shows"
 MULTI = 'stcnn-multi-l5-w64-loc37-identity'
 SINGLE = 'stcnn-single-l5-w64-loc8-random'
 FOUR, EIGHT = 'gcnn-c4-l4-w32', 'gcnn-c8-l4-w32'

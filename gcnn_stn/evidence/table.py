@@ -230,7 +230,7 @@ def _effect(evidence, change, a, b):
     one, other = (CONTENDERS[c]['label'] for c in (a, b))
     found = {f'trained {regime}': spell(difference(evidence, a, b, regime), '+.2f')
              for regime in ('upright', 'rotated')}
-    return {'change': change, 'less': f'{one} − {other}'} | found
+    return {'change': change, 'difference': f'{one} − {other}'} | found
 
 def _alive(evidence):
     "What a living transformer did in the published tables."
@@ -238,7 +238,7 @@ def _alive(evidence):
     keys = ['mode', 'layers', 'channels']
     found = published_difference(evidence, "init == 'random'", dead, keys)
     return {'change': "a living transformer, as published",
-            'less': 'random − identity start',
+            'difference': 'random − identity start',
             'trained upright': '–',
             'trained rotated': spell(found, '+.2f', 'configurations')}
 

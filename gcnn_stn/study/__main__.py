@@ -33,6 +33,8 @@ from .unit import (embeddings_path, fresh_model, load_data, run_unit,
                                  write_embeddings)
 
 # %% ../../nbs/study/command.ipynb #404565ac
+#| code-fold: true
+#| code-summary: "Options: which runs, and what to change in them"
 SETS = ("mnist, mnist-rot, digits or a classification set of torchvision's, such as "
         "FashionMNIST")
 CHANGES = {
@@ -71,6 +73,8 @@ def _arguments():
     return _many(_how(p))
 
 # %% ../../nbs/study/command.ipynb #fb22df49
+#| code-fold: true
+#| code-summary: "Options: how to compute"
 def _how(p):
     "Arguments that decide how to compute."
     how = p.add_argument_group('how to run it')
@@ -111,6 +115,8 @@ def _data_name(args):
     return str(user_path(name)) if (name or '').startswith('~') else name
 
 # %% ../../nbs/study/command.ipynb #2b8303cd
+#| code-fold: true
+#| code-summary: "Checks, and the runs that were chosen"
 def _check_how(args):
     for name in ('jobs', 'threads', 'stack'):
         check_number(name, getattr(args, name))
@@ -145,6 +151,8 @@ def _check_torchrun(runs):
                          "or use --jobs")
 
 # %% ../../nbs/study/command.ipynb #d8b02873
+#| code-fold: true
+#| code-summary: "How many processes, and on which engine"
 MOST = 8   # processes at a time, unless more are asked for
 
 def _jobs(args, runs):
@@ -175,6 +183,8 @@ def _work(args, runs, out, how, world):
     return run_grid(runs, out, **how, engine=engine, stacked=args.stack)[1]
 
 # %% ../../nbs/study/command.ipynb #248be481
+#| code-fold: true
+#| code-summary: "What the command does, step by step"
 def _run_command(args, rank=0, world=1):
     "Do what the command line says; returns the exit status."
     runs, out, how = _chosen(args)
@@ -202,6 +212,8 @@ def _run_command(args, rank=0, world=1):
     return _conclude(args, runs, failed, out)
 
 # %% ../../nbs/study/command.ipynb #ceee6d9b
+#| code-fold: true
+#| code-summary: "Embeddings for the figures, and the tables"
 SELECTED = ('gcnn-c8', 'stcnn')   # whose first seed's embeddings are kept
 
 def _is_selected(run):
@@ -234,6 +246,8 @@ def _conclude(args, runs, failed, out):
     return 1 if failed else 0
 
 # %% ../../nbs/study/command.ipynb #3248bfe5
+#| code-fold: true
+#| code-summary: "The command itself, here and under torchrun"
 def _command(parser, do, argv, lost=''):
     "A command that may be started by torchrun; returns the exit status."
     def joined(args):
@@ -248,6 +262,8 @@ def main(
     return _command(_arguments(), _run_command, argv)
 
 # %% ../../nbs/study/command.ipynb #4acf69a7
+#| code-fold: true
+#| code-summary: "Options of gcnn_stn_train"
 def _train_arguments():
     "Of `gcnn_stn_train`."
     p = _parser('gcnn_stn_train',
@@ -275,6 +291,8 @@ def _train_arguments():
     return _how(p)
 
 # %% ../../nbs/study/command.ipynb #ccbed0b6
+#| code-fold: true
+#| code-summary: "From options to a run"
 def _own_run(args):
     "The run that a command line asks for, once it is clear that it can be done."
     for name in ('seed', 'digits', 'epochs', 'threads'):
@@ -291,6 +309,8 @@ def _own_run(args):
     return run
 
 # %% ../../nbs/study/command.ipynb #42fccf11
+#| code-fold: true
+#| code-summary: "Names of the files, and what may be overwritten"
 def _beside(path):
     "Where the record and the epochs of these weights lie."
     stem = path.name.removesuffix('.safetensors')
@@ -322,6 +342,8 @@ def _out_path(out):
     return path
 
 # %% ../../nbs/study/command.ipynb #ea405968
+#| code-fold: true
+#| code-summary: "What gcnn_stn_train does"
 def _train_command(args, rank=0, world=1):
     "Do what the command line says."
     run, path = _own_run(args), _out_path(args.out)

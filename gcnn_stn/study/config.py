@@ -52,7 +52,6 @@ _RULES = {
     'penalty': (_real(lambda v: v >= 0), "a number of at least 0")}
 
 # %% ../../nbs/study/config.ipynb #c12715cc
-#| code-fold: show
 @dataclass(frozen=True)
 class TrainConfig:
     "What to do in a run."
@@ -147,7 +146,6 @@ _SPEED_RULES = {
     'compile': (_flag, "True or False")}
 
 # %% ../../nbs/study/config.ipynb #6e2ccdf3
-#| code-fold: show
 @dataclass(frozen=True)
 class Speed:
     "How to compute; never what."

@@ -21,7 +21,6 @@ from .train import TrainConfig
 REGIMES = {'upright': False, 'rotated': True, 'given': False, 'augmented': True}
 
 # %% ../../nbs/study/grid.ipynb #d2831a0e
-#| code-fold: show
 @dataclass(frozen=True)
 class Run:
     "One run of a grid: all there is to know before it starts."

@@ -52,6 +52,8 @@ def _reads(run, data):
     return run.valid*run.config.epochs + sum(sets) + min(FEW, sets[0])*len(ANGLES)
 
 # %% ../../nbs/study/plan.ipynb #9bec9768
+#| code-fold: true
+#| code-summary: "How the time is estimated"
 def estimate(
     run:Run,
     data:StudyData,      # that it would see
@@ -66,6 +68,8 @@ def estimate(
     return step*steps + read*_reads(run, data)
 
 # %% ../../nbs/study/plan.ipynb #3609aaa0
+#| code-fold: true
+#| code-summary: "How arithmetic is counted"
 IDLE = 5e6   # FLOPs added for each image, since no network works for nothing
 
 @functools.lru_cache(maxsize=None)
@@ -82,6 +86,8 @@ def work_in(
     return sum(one(run, load_data(run.dataset)) for run in unit)
 
 # %% ../../nbs/study/plan.ipynb #c5bae4f2
+#| code-fold: true
+#| code-summary: "How the list is made"
 def _duration(seconds):
     "Seconds as people write them."
     if seconds < 90:
@@ -120,6 +126,7 @@ def listing(
 
 # %% ../../nbs/study/plan.ipynb #2abf91cd
 #| code-fold: show
+#| code-summary: "Doing what is missing"
 def check_enough(
     runs:list, # of Run
 ):

@@ -20,7 +20,7 @@ from .checkpoint import write_atomically
 #| code-fold: show
 LOOKS = { # contender → colour, dash, marker
     'cnn':                ('#767676', ':',                  'o'),
-    'cnn-wide':           ('#4d4d4d', (0, (1, 1)),          '8'),
+    'cnn-wide':           ('#2b2b2b', (0, (4, 1, 1, 1, 1, 1)), '*'),
     'stcnn-published':    ('#bd8410', (0, (1, 3)),          'v'),
     'stcnn':              ('#c85000', '--',                 '^'),
     'stcnn-wide':         ('#7d2e00', (0, (3, 1)),          '<'),

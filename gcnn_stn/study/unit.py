@@ -35,6 +35,8 @@ from .train import Speed, fit, pick_device, predict
 from .checkpoint import checkpoint_bytes, load_checkpoint, write_atomically
 
 # %% ../../nbs/study/unit.ipynb #6e926b82
+#| code-fold: true
+#| code-summary: "The data that runs share, and the smallest image"
 @dataclass
 class StudyData:
     "What the runs of a study share; images are uint8 (N, C, H, W)."
@@ -51,6 +53,8 @@ class StudyData:
 SMALLEST = 28   # pixels that the networks need
 
 # %% ../../nbs/study/unit.ipynb #e6b04af5
+#| code-fold: true
+#| code-summary: "How the data are loaded"
 @functools.lru_cache(maxsize=2)
 def load_data(
     name:str='mnist', # or a folder
@@ -84,6 +88,8 @@ def turned_about_mass(
     return warp(x.float(), theta, 'zeros').round().to(torch.uint8)
 
 # %% ../../nbs/study/unit.ipynb #7b1db5e8
+#| code-fold: true
+#| code-summary: "How answers are counted"
 ANGLES = tuple(range(0, 360, 15))   # degrees at which networks are tested …
 FEW = 1000                          # … on so many images
 
@@ -107,6 +113,8 @@ def accuracy(
     return float(c.trace()/c.sum())
 
 # %% ../../nbs/study/unit.ipynb #815bb42d
+#| code-fold: true
+#| code-summary: "How the numbers are measured"
 def _by_angle(model, x, y, **kwargs):
     "Confusion matrices of the same images at each angle."
     return [confusion(model, x, y, degrees=torch.full((len(x),), float(a)), **kwargs)
@@ -142,6 +150,7 @@ def _said_of_poses(model, x, y, **kwargs):
 
 # %% ../../nbs/study/unit.ipynb #936c9a63
 #| code-fold: show
+#| code-summary: "A run, from data to record"
 @contextmanager
 def on_threads(n:int):
     "Torch computes on `n` threads; afterwards as before."
@@ -261,6 +270,8 @@ def _versions(device, model):
                 device=torch.cuda.get_device_name(where) if cuda else str(where))
 
 # %% ../../nbs/study/unit.ipynb #7e657cef
+#| code-fold: true
+#| code-summary: "How a network is read back"
 def load_run(
     run:Run, # that has been done
     out,     # folder with out/weights
@@ -275,6 +286,8 @@ def load_run(
     return model.eval()
 
 # %% ../../nbs/study/unit.ipynb #92d4cc27
+#| code-fold: true
+#| code-summary: "How embeddings are kept"
 def embeddings_path(
     out,    # folder of the study
     id:str, # of the run
