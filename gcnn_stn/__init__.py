@@ -106,7 +106,7 @@ gcnn_stn.study, figures and tables in gcnn_stn.evidence.
 
 _all_ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error',
          'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'Downsample2d', 'GroupPool',
-         'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch', 'CoachedSTCNN',
-         'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose', 'TIPool',
-         'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'fold',
-         'check_sizes', 'diagnose']
+         'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch',
+         'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose',
+         'TIPool', 'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN',
+         'fold', 'check_sizes', 'diagnose']

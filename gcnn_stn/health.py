@@ -452,4 +452,5 @@ def pose_metrics(
     a = a.cpu().double()
     slope, R = circular_slope(a, said)
     poses = [(a + said)[labels == c] for c in range(int(labels.max()) + 1)]
-    return dict(slope=slope, R=min(R, 1.), error=circular_error(a, said, labels), **_by_class(poses))
+    error = circular_error(a, said, labels)
+    return dict(slope=slope, R=min(R, 1.), error=error, **_by_class(poses))
