@@ -48,7 +48,14 @@ class StudyData:
     mean:float|tuple    # of the training images
     std:float|tuple
     hashes:dict         # of training set and of test set, its angles included
-    centred:tuple|None=None # as rotated, about the centre of the digits' mass
+    degrees:torch.Tensor|None=None # of the test set; None: it comes turned
+
+    @functools.cached_property
+    def centred(self)->tuple|None:
+        "As rotated, but about the centre of the digits' mass; None: they aren't MNIST's."
+        if self.name != 'mnist': return None
+        x, y = self.upright
+        return turned_about_mass(x, self.degrees), y
 
 SMALLEST = 28   # pixels that the networks need
 
@@ -71,9 +78,8 @@ def load_data(
         rotated, degrees = rotate_once(x, seed)
     hashes = dict(train=content_hash(*data.train), test=content_hash(x, y, degrees))
     upright = None if comes_turned else (x, y)
-    centred = (turned_about_mass(x, degrees), y) if name == 'mnist' else None
     return StudyData(data.name, data.train, upright, (rotated, y), data.classes, data.mean,
-                     data.std, hashes, centred)
+                     data.std, hashes, None if comes_turned else degrees)
 
 # %% ../../nbs/study/unit.ipynb #9c4de98f
 def turned_about_mass(
