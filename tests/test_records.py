@@ -135,6 +135,8 @@ DAMAGED = {   # name → damage; words that must be said
     'a digit read otherwise': (edit(metrics__confusion__rotated=move), 'confusion'),
     'too few angles':         (edit(metrics__by_angle=lambda a: a[:-1]), '24 numbers'),
     'too many angles':        (edit(metrics__by_angle=lambda a: [*a, .5]), '24 numbers'),
+    'too few fine angles':    (edit(metrics__by_fine_angle=lambda a: a[:-1]), '72 numbers'),
+    'a calibration too bad':  (edit(metrics__calibration__ece=2.), 'metrics.calibration.ece'),
     'shares of other images': (edit(metrics__by_angle=lambda a: [1/3]*24, metrics__six_nine_by_angle=[0.]*24), 'shares of 50'),
     'sixes beyond errors':    (edit(metrics__six_nine_by_angle=[1.]*24), 'six for nine'),
     'no metrics':             (edit(metrics={}), 'metrics must be there'),

@@ -327,7 +327,8 @@ def test_coloured(contender):
 @pytest.mark.parametrize('contender', OPPONENTS)
 def test_opponents(tmp_path, contender):
     "Each trains, leaves a record that is believed, and says whether it turns if it says angles."
-    runs = select(GRIDS['duel'].runs(seeds=1, digits=130, epochs=1, test=80), f'contender={contender}')[:1]
+    runs = [run for grid in ('duel', 'shifted') for run in GRIDS[grid].runs(seeds=1, digits=130, epochs=1, test=80)]
+    runs = select(runs, f'contender={contender}')[:1]
     [result] = [r for _, found in inline(iter([tuple(runs)]), run_unit, print) for r in found]
     record = json.loads(json.dumps(result.record))
     assert record_fault(record) is None and ('pose' in record['metrics']) == hasattr(build(contender), 'angle')

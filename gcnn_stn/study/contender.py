@@ -7,6 +7,7 @@ __all__ = ['CONTENDERS', 'OPPONENTS', 'LOC_CHANNELS', 'POSES', 'MODELS', 'publis
 
 # %% ../../nbs/study/contender.ipynb #8302a85b
 import itertools
+from functools import partial
 
 import torch
 
@@ -53,6 +54,8 @@ OPPONENTS = {
                                 how='fixed'),
     'canonical-moment': dict(label='CNN behind a moment', model='canonical',
                              pose='moment'),
+    'canonical-mass': dict(label='CNN behind a moment about its mass',
+                           model='canonical', pose='mass'),
     'canonical-axis': dict(label='CNN behind the principal axis', model='canonical',
                            pose='axis'),
     'canonical-c8': dict(label='CNN behind C8', model='canonical', pose='group', order=8),
@@ -66,7 +69,14 @@ OPPONENTS = {
     'polar-log': dict(label='Log-polar CNN', model='polar', log=True),
     'polar-origin': dict(label='Polar CNN, learned origin', model='polar', origin=True),
     'polar-origin-c4': dict(label='Polar CNN, origin by C4', model='polar', origin='c4'),
+    'polar-origin-near': dict(label='Polar CNN, learned origin, near', model='polar',
+                              origin=True, last=14),
     'steerable': dict(label='Steerable CNN', model='steerable'),
+    'canonical-moment-wide': dict(label='CNN behind a moment, FLOPs of C8',
+                                  model='canonical', pose='moment',
+                                  channels=(64, 128, 256)),
+    'polar-wide': dict(label='Polar CNN, FLOPs of C8', model='polar',
+                       channels=(40, 80, 80, 120)),
 }
 
 CONTENDERS |= OPPONENTS
@@ -109,13 +119,17 @@ def _gcnn(order, mirrors=False, **kwargs):
     group = DihedralGroup if mirrors else CyclicGroup
     return GCNN(group(order), **kwargs)
 
-POSES = {'moment': MomentPose, 'axis': PrincipalAxisPose}   # those that aren't learned
+POSES = { # those that aren't learned
+    'moment': MomentPose,
+    'mass': partial(MomentPose, about='mass'),
+    'axis': PrincipalAxisPose,
+}
 
-def _canonical(pose, prior=0., order=8, how='vector', **images):
+def _canonical(pose, prior=0., order=8, how='vector', **reader):
     "A CNN behind a canonicalizer."
     if pose in POSES: net = POSES[pose]()
-    else: net = GroupPose(CyclicGroup(order), how, in_channels=images['in_channels'])
-    return Canonicalizer(net, CNN(**images), prior=prior)
+    else: net = GroupPose(CyclicGroup(order), how, in_channels=reader['in_channels'])
+    return Canonicalizer(net, CNN(**reader), prior=prior)
 
 def _polar(origin=False, **kwargs):
     "A polar network; its origin may turn along with the image."

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..data import (_cache, _flag, _named, _whole, content_hash, mnist, on_cpu,
                            split, user_path)
+from .clutter import GROUNDS, mnist_on_ground
 from .images import ImageData, _pair, image_data, resize
 from .rot import AMAT, mnist_rot, mnist_rot_original
 
@@ -234,7 +235,13 @@ def _rot(root, download, seed=0):
 
 def _digits(root, download): return digits()   # they are at hand
 
-OWN = {'mnist': _mnist, 'MNIST': _mnist, 'mnist-rot': _rot, 'digits': _digits}
+def _ground(kind):
+    "How digits on a ground are loaded."
+    def load(root, download, seed=0): return mnist_on_ground(kind, seed, root, download)
+    return load
+
+OWN = {'mnist': _mnist, 'MNIST': _mnist, 'mnist-rot': _rot, 'digits': _digits,
+       **{f'mnist-{kind}': _ground(kind) for kind in GROUNDS}}
 
 def _resized(data, size):
     "A data set with images of another size; its hash is that of the original and the size."
@@ -244,11 +251,11 @@ def _resized(data, size):
 
 # %% ../../nbs/study/data.ipynb #d679d707
 def load_dataset(
-    name:str,            # 'mnist', 'mnist-rot', 'digits', or one of TORCHVISION
+    name:str,            # of OWN, such as 'mnist-rot', or of TORCHVISION
     root=None,           # folder of the files; None: GCNN_STN_DATA, or searched for
     download:bool=True,  # fetch what is missing?
     size=None,           # height and width to scale to, or one number for both
-    **options,           # seed of 'mnist-rot'; arguments of torchvision's class
+    **options,           # seed of those of MNIST's; arguments of torchvision's class
 )->ImageData:            # for training and for the test
     "Labelled images by name."
     if name not in (*OWN, *TORCHVISION):

@@ -23,7 +23,7 @@ from .record import failure_path, read_record, record_path
 from .engine import inline
 from .runner import run_missing
 from .train import Speed, TrainConfig, fit, predict
-from .unit import (ANGLES, FEW, StudyData, load_data, on_threads, run_unit)
+from .unit import FEW, FINE, StudyData, load_data, on_threads, run_unit
 
 # %% ../../nbs/study/plan.ipynb #833f9b20
 def _seconds(f):
@@ -49,7 +49,7 @@ def _reads(run, data):
     "How many images a run reads without learning from them."
     most = math.inf if run.test is None else run.test
     sets = [min(len(v[0]), most) for v in (data.upright, data.rotated) if v]
-    return run.valid*run.config.epochs + sum(sets) + min(FEW, sets[0])*len(ANGLES)
+    return run.valid*run.config.epochs + sum(sets) + min(FEW, sets[0])*len(FINE)
 
 # %% ../../nbs/study/plan.ipynb #9bec9768
 #| code-fold: true

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'EXACT', 'interval', 'sign_flip_test', 'smallest_p', 'effect_size', 'runs_needed', 'paired_comparison',
-           'holm', 'compare_table', 'format_table', 'accuracy_interval', 'confusion_matrix', 'six_nine_share']
+           'holm', 'compare_table', 'format_table', 'accuracy_interval', 'confusion_matrix', 'six_nine_share',
+           'calibration']
 
 # %% ../../nbs/study/statistics.ipynb #84574761
 import math
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_softmax
 from scipy.stats import binomtest, bootstrap, permutation_test, sem, t
 
 # %% ../../nbs/study/statistics.ipynb #f8e0450e
@@ -266,3 +268,21 @@ def six_nine_share(
     errors, both = int(m.sum() - m.trace()), int(m[i, j] + m[j, i])
     return dict(errors=errors, pair_errors=both, share=both/errors if errors else math.nan,
                 error=errors/int(m.sum()), error_without=(errors - both)/int(m.sum()))
+
+# %% ../../nbs/study/statistics.ipynb #62aaf040
+def calibration(
+    logits,      # of a network (N, classes)
+    y,           # true classes (N,)
+    bins:int=15, # of equal width, by the largest probability
+)->dict:         # nll: mean negative log-likelihood, in nats; ece: in [0, 1]
+    "How far the probabilities that a network gives can be trusted."
+    logits, y = np.asarray(logits, np.float64), np.asarray(y)
+    if logits.ndim != 2 or y.shape != logits.shape[:1] or not len(y):
+        raise ValueError("logits must be (N, classes) with a label for each row, got shapes "
+                         f"{logits.shape} and {y.shape}")
+    log_p = log_softmax(logits, 1)
+    sure, right = np.exp(log_p.max(1)), log_p.argmax(1) == y
+    which = np.minimum((bins*sure).astype(int), bins - 1)
+    gaps = np.bincount(which, right - sure, bins)       # in each bin, summed over its digits
+    nll = -log_p[np.arange(len(y)), y].mean()
+    return dict(nll=float(nll), ece=float(np.abs(gaps).sum()/len(y)))
