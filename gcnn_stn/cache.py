@@ -40,7 +40,7 @@ class FilterCache(nn.Module):
     "A module with `filters()`, made of its own numbers and kept in evaluation."
     def __init__(self):
         super().__init__()
-        self._kept = None
+        self._kept = {}
 
     def filters(self)->Tensor:
         "A fresh filter bank; a layer says how it is made."
@@ -48,25 +48,30 @@ class FilterCache(nn.Module):
 
     def cached_filters(self)->Tensor:
         "`filters()`, or in evaluation what it gave last time for the same numbers."
+        return self._cached('filters')
+
+    def _cached(self, name):
+        "What the method `name` gives, or gave last time."
+        make = getattr(self, name)
         own = (*self._parameters.values(), *self._buffers.values())
         used = [t for t in own if t is not None]
         made_elsewhere = self._parameters.get('weight') is None or self._modules
-        if self.training or _watched() or made_elsewhere: return self.filters()
-        if not all(map(_readable, used)): return self.filters()
+        if self.training or _watched() or made_elsewhere: return make()
+        if not all(map(_readable, used)): return make()
 
         now = _circumstances(used)
-        if self._kept is not None:
-            then, copies, bank = self._kept
+        if name in self._kept:
+            then, copies, bank = self._kept[name]
             if then == now and all(map(torch.equal, used, copies)): return bank
 
         copies = [t.clone() for t in used]  # first: a write in between is seen
-        bank = self.filters()
-        self._kept = now, copies, bank
+        bank = make()
+        self._kept[name] = now, copies, bank
         return bank
 
     def refresh(self):
         "Forget the filters. Needed when a plain attribute changed that they follow from."
-        self._kept = None
+        self._kept = {}
 
     def train(self, mode=True):
         self.refresh()
@@ -80,4 +85,4 @@ class FilterCache(nn.Module):
         self.refresh()
         super()._load_from_state_dict(*args, **kwargs)
 
-    def __getstate__(self): return {**self.__dict__, '_kept': None}
+    def __getstate__(self): return {**self.__dict__, '_kept': {}}

@@ -207,9 +207,14 @@ def lifting_filters(
 )->Tensor:         # (C_out·G, C_in, k, k)
     "Every kernel in every pose: $L_g k$."
     _check_weight(weight, R, 3)
-    (C_out, C_in, _), k = weight.shape, math.isqrt(R.shape[-1])
-    bank = weight.flatten(0, 1) @ R.movedim(0, 1).flatten(1)     # (C_out·C_in, G·k²)
-    return bank.view(C_out, C_in, -1, k, k).transpose(1, 2).flatten(0, 1)
+    k = math.isqrt(R.shape[-1])
+    return _lifted(weight, R).unflatten(-1, (k, k))
+
+def _lifted(weight, R):
+    "Kernels in every pose, flat (C_out·G, C_in, K), from an R (G, P, K)."
+    (C_out, C_in, _), K = weight.shape, R.shape[-1]
+    bank = weight.flatten(0, 1) @ R.movedim(0, 1).flatten(1)     # (C_out·C_in, G·K)
+    return bank.view(C_out, C_in, -1, K).transpose(1, 2).flatten(0, 1)
 
 # %% ../nbs/layers/kernel.ipynb #4b6e67c1
 def _check_operator(R):
@@ -250,11 +255,16 @@ def group_filters(
         raise ValueError(f"weight, R and relative must belong to one group, got {G} poses, "
                          f"{len(R)} copies and a table {tuple(relative.shape)}; "
                          "make the table with relative_pose")
+    return _shuffled(weight, R, relative).unflatten(-1, (k, k))
+
+def _shuffled(weight, R, relative):
+    "Kernels in every pose, flat (C_out·G, C_in·G, K), from an R (G, P, K)."
+    C_in, G = weight.shape[1:3]
     first = torch.arange(0, C_in*G, G, device=weight.device)[:, None]
     entry = first + relative[:, None]            # (g, C_in, h), which kernel goes there
     shuffled = weight.flatten(1, 2).index_select(1, entry.flatten())
     shuffled = shuffled.unflatten(1, (G, -1))             # (C_out, g, C_in·h, P)
-    return (shuffled @ R).flatten(0, 1).unflatten(-1, (k, k))
+    return (shuffled @ R).flatten(0, 1)
 
 # %% ../nbs/layers/kernel.ipynb #7c7c9be7
 def weight_std(

@@ -53,7 +53,7 @@ class DepthwiseGroupConv2d(_GroupConvBase):
     ):
         super().__init__(
             channels, channels, kernel_size, group, stride, padding,
-            dilation, channels, bias, basis, device, dtype, ())
+            dilation, channels, bias, basis, None, device, dtype, ())
         self.groups = channels*group.order         # of the one conv2d: every map by itself
 
     def filters(self)->Tensor: # (C·G, 1, k, k)
