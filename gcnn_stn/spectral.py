@@ -54,7 +54,7 @@ def is_spectral(
     if basis is None: basis = 'pixel' if all(group.lattice) else 'harmonic'
     return basis in BANDS and group.order > 2 and group == CyclicGroup(group.order)
 
-# %% ../nbs/layers/spectral.ipynb #7519b1d4
+# %% ../nbs/layers/spectral.ipynb #84807190
 def _functions(n, kernel_size, basis):
     "Waves (m → first, last), where each function is, its scale, and all of them (P, k²)."
     bands = _bands(kernel_size, BANDS[basis])
@@ -93,14 +93,17 @@ def _mixer(n, waves, index, scale):
         heard = [(w[(kappa + m) % n][:, slice(*ends)]*(1 + real)) for m, ends in waves.items()]
         if not real:
             heard += [v[(kappa - m) % n][:, slice(*ends)] for m, ends in waves.items()]
-        rows = [_real_rows(h, real) for h in heard] + [_ring_rows(u[kappa], real)]
+        signs = [-1 if _is_negated(n, kappa + sign*m, sign) else 1
+                 for sign in (1, -1)[:2 - real] for m in waves]
+        rows = [_real_rows(h, real, sign) for h, sign in zip(heard, signs)]
+        rows.append(_ring_rows(u[kappa], real))
         columns.append(torch.cat(rows, -1).flatten(1))                 # (n·P, rows·heard)
     return torch.cat(columns, 1)
 
-def _real_rows(c, real):
-    "Complex coefficients c (w, p) of responses re, im as real ones, for re (and im) (w, 1|2, 2p)."
-    re = torch.cat([c.real, -c.imag], -1)
-    return re[:, None] if real else torch.stack([re, torch.cat([c.imag, c.real], -1)], 1)
+def _real_rows(c, real, sign=1):
+    "Complex coefficients (w, p) of re + i·sign·im as real ones, for re (and im) (w, 1|2, 2p)."
+    re = torch.cat([c.real, -sign*c.imag], -1)
+    return re[:, None] if real else torch.stack([re, torch.cat([c.imag, sign*c.real], -1)], 1)
 
 def _ring_rows(c, real):
     "The same for rings, which have no imaginary response at real frequencies."
@@ -127,29 +130,46 @@ def spectrum(
     return Spectrum((group, kernel_size, basis), n, waves, turning, index, scale, kernels, to, torch.linalg.inv(to),
                     _mixer(n, waves, index, scale), across @ turned)
 
-# %% ../nbs/layers/spectral.ipynb #7369f571
+# %% ../nbs/layers/spectral.ipynb #25d4b344
 #| code-fold: show
 def _responses(x, s, kernels, stride, padding, dilation):
     "What each frequency hears of x (B, C, n, H, W), one after the other (B, C·K, H'·W')."
     (B, C, n), P, q = x.shape[:3], len(s.index), s.turning
     Z = _seen_by(kernels, x, stride, padding, dilation)
     Z = Z.view(B, C, n, P, Z.shape[-2]*Z.shape[-1])
-    for kappa, (rows, _) in enumerate(s.shapes):
-        heard = [part for sign in (1, -1)[:rows] for m, ends in s.waves.items()
-                 for part in _wave(Z, n, kappa + sign*m, sign, slice(*ends), q)]
-        rings = [Z[:, :, j, 2*q:] for j in (kappa, n//2 + kappa)[:rows]]
-        yield torch.cat(heard + rings, 2).flatten(1, 2)
+    watched = torch.is_grad_enabled() or _transformed()
+    there = {} if watched else {K: Z.new_empty(B, C, K, Z.shape[-1]) for _, K in s.shapes}
+    for kappa, (rows, K) in enumerate(s.shapes):
+        sums = [part for sign in (1, -1)[:rows] for m, ends in s.waves.items()
+                for part in _wave(Z, n, kappa + sign*m, sign, slice(*ends), q)]
+        sums += [(Z[:, :, j, 2*q:], None, 1) for j in (kappa, n//2 + kappa)[:rows]]
+        yield _all_sums(sums, there.get(K)).flatten(1, 2)
 
 def _wave(Z, n, nu, sign, which, q):
-    "Real and imaginary part of C * x̂(ν) (sign 1) or of its conjugate * x̂(ν) (sign −1)."
+    "C * x̂(ν) (sign 1), or its conjugate * x̂(ν) (sign −1): its parts, as sums of responses."
     turn = nu % n
     j = min(turn, n - turn)                                            # x̂(n − j) = x̂(j)*
     A, B = Z[:, :, j, :q][:, :, which], Z[:, :, j, q:2*q][:, :, which] # of the real part
-    if j in (0, n/2): return A, B if sign > 0 else -B
-    i = n//2 + j
-    A_im, B_im = Z[:, :, i, :q][:, :, which], Z[:, :, i, q:2*q][:, :, which]
-    if turn == j: return (A - B_im, A_im + B) if sign > 0 else (A + B_im, A_im - B)
-    return (A + B_im, B - A_im) if sign > 0 else (A - B_im, -A_im - B)
+    if j in (0, n/2): return (A, None, 1), (B, None, 1)
+    Z = Z[:, :, n//2 + j]                                              # of the imaginary part
+    A_im, B_im = Z[:, :, :q][:, :, which], Z[:, :, q:2*q][:, :, which]
+    if turn == j: return (A, B_im, -sign), (A_im, B, sign)
+    return (A, B_im, sign), ((B, A_im, -1) if sign > 0 else (A_im, B, 1))
+
+def _is_negated(n, nu, sign):
+    "Does `_wave` give the imaginary part with the other sign?"
+    turn = nu % n
+    return sign < 0 and (turn == 0 or turn >= n/2)
+
+def _all_sums(sums, out):
+    "a, or a ± b, for each of them, side by side; in a place that is used again, if there is one."
+    if out is None:
+        return torch.cat([a if b is None else torch.add(a, b, alpha=sign)
+                          for a, b, sign in sums], 2)
+    for place, (a, b, sign) in zip(out.split([a.shape[2] for a, _, _ in sums], 2), sums):
+        if b is None: place.copy_(a)
+        else: torch.add(a, b, alpha=sign, out=place)
+    return out
 
 def _seen_by(kernels, x, stride, padding, dilation):
     "Each map of x (…, H, W), convolved with each kernel (P, 1, k, k): (N, P, H', W')."
@@ -158,14 +178,14 @@ def _seen_by(kernels, x, stride, padding, dilation):
              for few in kernels.split(_few(len(kernels)))]
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
-MOST = 12   # kernels at a time: with a few more, PyTorch's convolutions get much slower
+MOST = 16   # kernels at a time: with a few more, convolutions get much slower
 
 def _few(P):
     "Numbers of kernels of about the same size."
     parts = -(-P//MOST)
     return [P//parts + (i < P % parts) for i in range(parts)]
 
-# %% ../nbs/layers/spectral.ipynb #64afaa4a
+# %% ../nbs/layers/spectral.ipynb #b7ad47ad
 #| code-fold: show
 def spectral_matrices(
     weight:Tensor, # (C_out, C_in, n, P), those of GroupConv2d
@@ -183,7 +203,7 @@ def _convolve(x, matrices, s, constants, window):
     kernels, to, back = constants[:3]
     x_hat = (to @ x.flatten(3)).view(x.shape)
     heard = _responses(x_hat, s, kernels, *window)
-    mixed = [M @ T for M, T in zip(matrices, heard)]                   # (B, rows·C_out, H'W')
+    mixed = [M.expand(len(x), -1, -1).bmm(T) for M, T in zip(matrices, heard)]
     C = len(matrices[0])
     real, imaginary = [y[:, :C] for y in mixed], [y[:, C:] for y in mixed if y.shape[1] > C]
     y = back @ torch.stack(real + imaginary, 2)                        # (B, C_out, n, H'·W')
@@ -192,8 +212,8 @@ def _convolve(x, matrices, s, constants, window):
 def _size(x, k, stride, padding, dilation):
     return tuple((size + 2*padding - dilation*(k - 1) - 1)//stride + 1 for size in x.shape[-2:])
 
-# %% ../nbs/layers/spectral.ipynb #5cfc3cd8
-CACHE = 8e6   # bytes of responses at a time
+# %% ../nbs/layers/spectral.ipynb #c3d74c84
+CACHE = 16e6  # bytes of responses at a time
 
 def _at_a_time(x, P):
     "How many images to treat at once; transforms see all of them."
