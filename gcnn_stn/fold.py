@@ -28,7 +28,7 @@ from .pool import GroupPool, _halve
 from .sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from .separable import DepthwiseGroupConv2d, SeparableGroupConv2d
 from .stn import AreaPool2d, LocalizationNet, PublishedLocalizationNet
-from .stn import SpatialLayerNorm, SpatialTransformer, _grid, _theta
+from .stn import SpatialLayerNorm, SpatialTransformer, _grid, _similar, _theta, _zoomed
 from .subgroup import CosetPool, Restrict
 from .wiring import Links, _hooked, _is_conv, _is_fixed, _put_on, _unfolded
 
@@ -138,12 +138,13 @@ def _localization(m, x):
     pose = _widened(m.regressor(m.features(x)))
     if m.transformation == 'affine': return pose.unflatten(-1, (2, 3))
     H, W = x.shape[-2:]
+    if m.transformation == 'similarity': return _similar(pose, H, W)
     cos, sin = m.cos_sin(pose)
     return _theta(cos, sin, H, W, m.aspect)
 
 def _transformer(m, x):
-    theta = _widened(m.localization(x))
-    H, W = x.shape[-2:]
+    theta = _zoomed(_widened(m.localization(x)), m.zoom)
+    H, W = m.size or x.shape[-2:]
     grid = _grid(theta, H, W)
     wide = x.type_as(grid)
     read = F.grid_sample(wide, grid, 'bilinear', m.padding_mode, align_corners=False)

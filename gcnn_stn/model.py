@@ -247,7 +247,7 @@ class STCNN(Classifier):
         classes:int=10,                # how many there are
         space:str='max',               # read-out over positions, or 'mean'
         loc_channels:int=8,            # of the localization net
-        transformation:str='rotation', # or 'affine'
+        transformation:str='rotation', # 'similarity' or 'affine'
     ):
         net = LocalizationNet(in_channels, loc_channels, transformation)
         blocks = {'transformer': SpatialTransformer(net)}

@@ -113,13 +113,15 @@ def warp(
     x:Tensor,                   # images (B, C, H, W), floating
     theta:Tensor,               # affine maps in normalised coordinates (B, 2, 3)
     padding_mode:str='border',  # what lies outside: 'zeros', 'border' or 'reflection'
-)->Tensor:                      # images (B, C, H, W), dtype as x
+    size:tuple|None=None,       # height and width of the output; None: those of x
+)->Tensor:                      # images (B, C, H', W'), dtype as x
     "Each image, read where its θ says, bilinearly."
     _check_theta(theta, x)
     theta = _affine(theta)
     _check_finite('theta', theta)
     wide = torch.promote_types(theta.dtype, x.dtype)
-    return sample(x, sampling_grid(theta.to(wide), x.shape), 'bilinear', padding_mode)
+    grid = sampling_grid(theta.to(wide), x.shape if size is None else size)
+    return sample(x, grid, 'bilinear', padding_mode)
 
 # %% ../nbs/transformers/stn.ipynb #e4b32d45
 def unit(
@@ -174,8 +176,11 @@ def _trunk(in_channels, channels, kernel_size, norm, last, bias, **factory):
     return nn.Sequential(*first, nn.MaxPool2d(2), *second, last, nn.Flatten())
 
 # %% ../nbs/transformers/stn.ipynb #7b26b932
-# the identity, as (cos, sin) and as θ
-POSES = {'rotation': (1., 0.), 'affine': (1., 0., 0., 0., 1., 0.)}
+POSES = { # the identity, as (cos, sin), with a shift, and as θ
+    'rotation': (1., 0.),
+    'similarity': (1., 0., 0., 0.),
+    'affine': (1., 0., 0., 0., 1., 0.),
+}
 
 def _check_net(in_channels, channels, transformation, kernel_size):
     "Three numbers from which a localization net can be built."
@@ -186,6 +191,11 @@ def _check_net(in_channels, channels, transformation, kernel_size):
         raise ValueError("kernel_size must be odd, so that padding keeps the size, "
                          f"got {kernel_size!r}; take {kernel_size + 1}")
     return numbers.values()
+
+def _similar(pose, height, width):
+    "θ of turns, scales and shifts (B, 2, 3), from scale times (cos, sin), and a shift (B, 4)."
+    theta = _theta(pose[:, 0], pose[:, 1], height, width, True)
+    return torch.cat([theta[..., :2], pose[:, 2:, None]], -1)
 
 def _check_images(x, in_channels, smallest):
     "Refuse what isn't a batch of images with the right channels and enough pixels."
@@ -214,9 +224,11 @@ class _Localization(nn.Module):
         _check_images(x, self.in_channels, self.smallest)
         weight = next(self.features.parameters(), x)
         features = self.features(x.to(weight.dtype))
-        pose = _wide(self.regressor(features))   # (B, 1), (B, 2) or (B, 6)
+        pose = _wide(self.regressor(features))   # (B, 1), (B, 2), (B, 4) or (B, 6)
         if self.transformation == 'affine':
             return pose.unflatten(-1, (2, 3))
+        if self.transformation == 'similarity':
+            return _similar(pose, *x.shape[-2:])
         return rotation_theta(*self.cos_sin(pose), *x.shape[-2:], aspect=self.aspect)
 
     def extra_repr(self): return f'transformation={self.transformation!r}'
@@ -228,7 +240,8 @@ class LocalizationNet(_Localization):
     def __init__(self,
         in_channels:int=1,              # channels of the images
         channels:int=8,                 # of both convolutions
-        transformation:str='rotation',  # 'rotation', or 'affine' with six free numbers
+        # 'rotation', 'similarity' (and scale and shift), 'affine' (six free numbers)
+        transformation:str='rotation',
         *, kernel_size:int=5,           # odd
         position:int=4,                 # features are kept on a map of position² cells
         gain:float=0.01,                # size of the regressor's weights at the start
@@ -267,13 +280,33 @@ def _set_bias(linear, start):
         linear.bias.copy_(linear.bias.new_tensor(start))
 
 # %% ../nbs/transformers/stn.ipynb #e53ca661
+def _output_size(size):
+    "Height and width from one number, two, or None."
+    if size is None: return None
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2:
+        raise ValueError(f"size must be a number or (height, width), got {size!r}")
+    return tuple(_whole('size', n, 1) for n in pair)
+
+def _check_zoom(zoom):
+    if not _is_number(zoom, 0):
+        raise ValueError(f"zoom must be a positive number, got {zoom!r}; 1 shows everything")
+    return float(zoom)
+
+def _zoomed(theta, zoom):
+    "θ that reads a part which is so many times smaller (B, 2, 3)."
+    return theta if zoom == 1 else torch.cat([theta[..., :2]/zoom, theta[..., 2:]], -1)
+
 class SpatialTransformer(nn.Module):
     "Transforms each image in the way its localization net says."
     def __init__(self,
         localization:nn.Module,        # images (B, C, H, W) -> θ (B, 2, 3)
         *, padding_mode:str='border',  # what lies outside: 'zeros', 'border', 'reflection'
+        size:int|tuple|None=None,      # height and width of what comes out; None: the same
+        zoom:float=1.,                 # 2: the identity shows the middle half
     ):
         super().__init__()
+        self.size, self.zoom = _output_size(size), _check_zoom(zoom)
         _one_of('padding_mode', padding_mode, PADDING_MODES)
         if not callable(localization):
             raise ValueError("localization must be a module such as LocalizationNet(), "
@@ -286,7 +319,7 @@ class SpatialTransformer(nn.Module):
         "The map that each image is read by."
         theta = self.localization(x)
         _check_theta(theta, x)
-        return theta
+        return _zoomed(theta, self.zoom)
 
     def angle(self,
         x:Tensor, # images (B, C, H, W)
@@ -298,14 +331,16 @@ class SpatialTransformer(nn.Module):
         x:Tensor, # images (B, C, H, W)
     )->Tensor:    # x then y, edges at ±1: (B, H, W, 2)
         "The places at which each image is read."
-        return sampling_grid(self.theta(x), x.shape)
+        return sampling_grid(self.theta(x), self.size or x.shape)
 
     def forward(self,
         x:Tensor, # images (B, C, H, W)
     )->Tensor:    # the same, transformed
-        return warp(x, self.theta(x), self.padding_mode)
+        return warp(x, self.theta(x), self.padding_mode, self.size)
 
-    def extra_repr(self): return f'padding_mode={self.padding_mode!r}'
+    def extra_repr(self):
+        more = f', size={self.size}, zoom={self.zoom:g}' if self.size or self.zoom != 1 else ''
+        return f'padding_mode={self.padding_mode!r}{more}'
 
 # %% ../nbs/transformers/stn.ipynb #11ad6d4f
 class SpatialLayerNorm(nn.Module):
@@ -337,6 +372,7 @@ class PublishedLocalizationNet(_Localization):
     ):
         numbers = _check_net(in_channels, channels, transformation, kernel_size)
         in_channels, channels, kernel_size = numbers
+        _one_of('transformation', transformation, ('rotation', 'affine'))
         _one_of('init', init, ('identity', 'random'))
         super().__init__(in_channels, channels, transformation, kernel_size, smallest=2)
         norm = lambda n: SpatialLayerNorm()

@@ -216,6 +216,7 @@ def test_measuring_neither_overflows_nor_vanishes(scale):
 NETS = {
     'own': LocalizationNet,
     'affine': lambda: LocalizationNet(transformation='affine'),
+    'similarity': lambda: LocalizationNet(transformation='similarity'),
     'published': PublishedLocalizationNet,
     'published, random': lambda: PublishedLocalizationNet(init='random'),
 }

@@ -39,6 +39,7 @@ NETS = {
     'cnn': lambda: CNN((2, 3, 4)),
     'stcnn': lambda: STCNN((2, 3, 4)),
     'stcnn-affine': lambda: STCNN((2, 3, 4), transformation='affine'),
+    'stcnn-similarity': lambda: STCNN((2, 3, 4), transformation='similarity'),
     'published-gcnn': lambda: published_gcnn(8, 2, 4),
     'published-stcnn': lambda: published_stcnn('single', 3, 4, 4, 'random'),
     'published-stcnn-multi': lambda: published_stcnn('multi', 3, 4, 4, 'random', 'affine'),
@@ -507,6 +508,7 @@ IMAGES = {     # layers of images (B, 4, H, W)
     'downsample': Downsample2d(), 'blur': BlurPool2d(), 'max blur': MaxBlurPool2d(3), 'upsample': Upsample2d(),
     'global pool': GlobalPool('max'), 'area pool': AreaPool2d(4), 'area pool 3': AreaPool2d(3),
     'localization': LocalizationNet(4, 2), 'transformer': SpatialTransformer(LocalizationNet(4, 2)),
+    'zooming transformer': SpatialTransformer(LocalizationNet(4, 2, 'similarity'), size=9, zoom=1.5),
     'lifting': LiftingConv2d(4, 4, 3, C4)}
 SIZES = ((2, 36, 36), (3, 29, 29), (5, 31, 34), (1, 40, 33))     # (B, H, W); exported with (3, 32, 34)
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from gcnn_stn import coach, health
+from gcnn_stn import coach, health, mixture
 from gcnn_stn.model import CNN
 from gcnn_stn.stn import LocalizationNet, SpatialTransformer
 from test_arguments import BYTES, GREY, LABELS, ODD, TURN, ZEROS, complaint
@@ -27,6 +27,7 @@ RIGHT = {
     health.pose_metrics: dict(model=STN, images=BYTES, labels=LABELS, seed=0, mean=.1, std=.3),
     coach.DeepLocalizationNet: DEEP,
     SMALL.forward: dict(x=GREY),
+    coach.SharedLocalizationNet: dict(reader=READER, depth=1, hidden=4, position=2, slope=.1, gain=1., lr_factor=.1),
     coach.compose: dict(first=TURN, then=TURN),
     coach.RefiningTransformer: dict(localization=SMALL, steps=2, padding_mode='border'),
     coach.RefiningTransformer(SMALL, 2).forward: dict(x=GREY),
@@ -37,8 +38,8 @@ RIGHT = {
     coach.CoachedSTCNN: dict(reader=READER, weak=1., follow=1., length=.01, steps=1,
                              localization=SMALL, padding_mode='border', in_channels=1,
                              classes=10),
-    coach.MixtureLocalizationNet: dict(k=2, how='free') | DEEP,
-    coach.PoseMixture: dict(k=2, reader=READER, how='free', length=.01,
+    mixture.MixtureLocalizationNet: dict(k=2, how='free') | DEEP,
+    mixture.PoseMixture: dict(k=2, reader=READER, how='free', length=.01,
                             padding_mode='border', in_channels=1, classes=10),
 }
 

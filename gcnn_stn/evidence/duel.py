@@ -21,11 +21,12 @@ from ..study.report import percent, tidy
 from ..study.style import look
 from ..study.unit import FINE
 
-# %% ../../nbs/evidence/duel.ipynb #6334827b
+# %% ../../nbs/evidence/duel.ipynb #79bd19cc
 KINDS = { # model → kind of remedy
     'cnn': 'none',
     'stcnn': 'transformer',
     'coached': 'transformer that turns',
+    'shared': 'transformer that turns',
     'mixture': 'several poses',
     'canonical': 'canonicalizer',
     'averaged': 'turned copies',

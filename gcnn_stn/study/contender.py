@@ -12,9 +12,10 @@ from functools import partial
 import torch
 
 from ..canonical import Canonicalizer, GroupPose, MomentPose, PrincipalAxisPose
-from ..coach import CoachedSTCNN, PoseMixture
+from ..coach import CoachedSTCNN, SharedLocalizationNet
 from ..copies import TestTimeAverage, TIPool
 from ..group import CyclicGroup, DihedralGroup
+from ..mixture import PoseMixture
 from ..model import CNN, GCNN, STCNN, published_gcnn, published_stcnn
 from ..polar import OriginNet, PolarCNN
 from ..steerable import SteerableCNN
@@ -49,6 +50,7 @@ OPPONENTS = {
     'stcnn-weak': dict(label='STCNN, weak reader', model='coached', weak=1., follow=0.),
     'stcnn-follow': dict(label='STCNN, follows', model='coached', weak=0., follow=1.),
     'stcnn-coached': dict(label='STCNN, coached', model='coached', weak=1., follow=1.),
+    'stcnn-shared': dict(label='STCNN, coached, shared features', model='shared'),
     'stcnn-mixture': dict(label='STCNN, four poses', model='mixture', k=4),
     'stcnn-mixture-fixed': dict(label='STCNN, four fixed poses', model='mixture', k=4,
                                 how='fixed'),
@@ -131,6 +133,11 @@ def _canonical(pose, prior=0., order=8, how='vector', **reader):
     else: net = GroupPose(CyclicGroup(order), how, in_channels=reader['in_channels'])
     return Canonicalizer(net, CNN(**reader), prior=prior)
 
+def _shared(**images):
+    "A coached transformer that sees with its reader's first blocks."
+    reader = CNN(**images)
+    return CoachedSTCNN(reader, localization=SharedLocalizationNet(reader), **images)
+
 def _polar(origin=False, **kwargs):
     "A polar network; its origin may turn along with the image."
     if origin == 'c4': origin = OriginNet(kwargs['in_channels'], group=CyclicGroup(4))
@@ -139,7 +146,7 @@ def _polar(origin=False, **kwargs):
 def _ti_pool(n, **images): return TIPool(CNN(**images), n)
 def _averaged(n, **images): return TestTimeAverage(CNN(**images), n)
 
-MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': _gcnn, 'coached': CoachedSTCNN,
+MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': _gcnn, 'coached': CoachedSTCNN, 'shared': _shared,
           'mixture': PoseMixture, 'canonical': _canonical, 'ti_pool': _ti_pool,
           'averaged': _averaged, 'polar': _polar, 'steerable': SteerableCNN,
           'published_gcnn': published_gcnn, 'published_stcnn': published_stcnn}

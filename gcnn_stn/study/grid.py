@@ -139,6 +139,7 @@ LR = {
     'stcnn-weak': .1,
     'stcnn-follow': .01,
     'stcnn-coached': .01,
+    'stcnn-shared': .01,
     'stcnn-mixture': .01,
     'stcnn-mixture-fixed': .03,
     'canonical-moment': .01,
