@@ -28,7 +28,8 @@ from .pool import GroupPool, _halve
 from .sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
 from .separable import DepthwiseGroupConv2d, SeparableGroupConv2d
 from .stn import AreaPool2d, LocalizationNet, PublishedLocalizationNet
-from .stn import SpatialLayerNorm, SpatialTransformer, _grid, _similar, _theta, _zoomed
+from .stn import SpatialLayerNorm, SpatialTransformer, _grid, _similar, _theta
+from .stn import _zoomed
 from .subgroup import CosetPool, Restrict
 from .wiring import Links, _hooked, _is_conv, _is_fixed, _put_on, _unfolded
 

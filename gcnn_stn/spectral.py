@@ -54,22 +54,27 @@ def is_spectral(
     if basis is None: basis = 'pixel' if all(group.lattice) else 'harmonic'
     return basis in BANDS and group.order > 2 and group == CyclicGroup(group.order)
 
-# %% ../nbs/layers/spectral.ipynb #84807190
+# %% ../nbs/layers/spectral.ipynb #e3a27e7e
 def _functions(n, kernel_size, basis):
     "Waves (m → first, last), where each function is, its scale, and all of them (P, k²)."
     bands = _bands(kernel_size, BANDS[basis])
-    names = [name for _, _, M in bands for name in
-             [('ring', 0), *((part, m) for m in range(1, M + 1) for part in ('cos', 'sin'))]]
+    names = []
+    for _, _, M in bands:
+        names += [('ring', 0)]
+        names += [(part, m) for m in range(1, M + 1) for part in ('cos', 'sin')]
     where = sorted(range(len(names)), key=lambda i: names[i][1])       # by m
     index = [i for part in ('cos', 'sin', 'ring') for i in where if names[i][0] == part]
     turns = [names[i][1] for i in index if names[i][0] == 'cos']
-    waves = {m: (turns.index(m), turns.index(m) + turns.count(m)) for m in dict.fromkeys(turns)}
+    first = {m: turns.index(m) for m in dict.fromkeys(turns)}
+    waves = {m: (i, i + turns.count(m)) for m, i in first.items()}
     p = torch.arange(kernel_size, dtype=torch.float64) - kernel_size//2
     x, y = torch.meshgrid(p, -p, indexing='xy')
     functions = harmonics(x.flatten(), y.flatten(), bands)             # without a norm
     R = basis_operator(CyclicGroup(n), kernel_size, basis)             # with norm 1
     scale = (functions*R[0]).sum(1)/R[0].square().sum(1)
     return waves, torch.tensor(index), scale, functions, R
+
+def _count(waves): return max((last for _, last in waves.values()), default=0)
 
 def _transform(n):
     "Poses → real parts of the frequencies 0 … n/2, and imaginary parts of those between."
@@ -79,7 +84,7 @@ def _transform(n):
 
 def _mixer(n, waves, index, scale):
     "The matrices of all frequencies, for each weight by itself (n·P, F)."
-    P, turning = len(index), max(last for _, last in waves.values())
+    P, turning = len(index), _count(waves)
     unit = (torch.eye(n*P, dtype=torch.float64).view(-1, n, P)/scale)[..., index]
     cos, sin, ring = unit.split([turning, turning, P - 2*turning], -1)
     nu = torch.arange(n, dtype=torch.float64)
@@ -90,7 +95,8 @@ def _mixer(n, waves, index, scale):
     columns = []
     for kappa in range(n//2 + 1):
         real = kappa in (0, n/2)
-        heard = [(w[(kappa + m) % n][:, slice(*ends)]*(1 + real)) for m, ends in waves.items()]
+        heard = [w[(kappa + m) % n][:, slice(*ends)]*(1 + real)
+                 for m, ends in waves.items()]
         if not real:
             heard += [v[(kappa - m) % n][:, slice(*ends)] for m, ends in waves.items()]
         signs = [-1 if _is_negated(n, kappa + sign*m, sign) else 1
@@ -101,15 +107,16 @@ def _mixer(n, waves, index, scale):
     return torch.cat(columns, 1)
 
 def _real_rows(c, real, sign=1):
-    "Complex coefficients (w, p) of re + i·sign·im as real ones, for re (and im) (w, 1|2, 2p)."
+    "Complex coefficients (w, p) of re + i·sign·im as real ones (w, rows, 2p)."
     re = torch.cat([c.real, -sign*c.imag], -1)
-    return re[:, None] if real else torch.stack([re, torch.cat([c.imag, sign*c.real], -1)], 1)
+    im = torch.cat([c.imag, sign*c.real], -1)
+    return re[:, None] if real else torch.stack([re, im], 1)
 
 def _ring_rows(c, real):
     "The same for rings, which have no imaginary response at real frequencies."
     return c.real[:, None] if real else _real_rows(c, False)
 
-# %% ../nbs/layers/spectral.ipynb #d937283d
+# %% ../nbs/layers/spectral.ipynb #02c60c9b
 @functools.lru_cache(64)
 @on_cpu
 def spectrum(
@@ -122,13 +129,14 @@ def spectrum(
            f"rotations and a basis of {', '.join(BANDS)}, got {group} and {basis!r}")
     n = group.order
     waves, index, scale, functions, R = _functions(n, kernel_size, basis)
-    turning = max(last for _, last in waves.values())
+    turning = _count(waves)
     to = _transform(n)
     kernels = functions[index].view(-1, 1, kernel_size, kernel_size)
-    turned = R @ torch.linalg.pinv(R[0])                               # L_g on weights (n, P, P)
-    across = R[0].flip(-1) @ torch.linalg.pinv(R[0])                   # the kernel turned by 180°
-    return Spectrum((group, kernel_size, basis), n, waves, turning, index, scale, kernels, to, torch.linalg.inv(to),
-                    _mixer(n, waves, index, scale), across @ turned)
+    turned = R @ torch.linalg.pinv(R[0])                 # L_g on weights (n, P, P)
+    across = R[0].flip(-1) @ torch.linalg.pinv(R[0])     # the kernel turned by 180° (P, P)
+    mix = _mixer(n, waves, index, scale)
+    return Spectrum((group, kernel_size, basis), n, waves, turning, index, scale, kernels,
+                    to, torch.linalg.inv(to), mix, across @ turned)
 
 # %% ../nbs/layers/spectral.ipynb #25d4b344
 #| code-fold: show
@@ -146,12 +154,12 @@ def _responses(x, s, kernels, stride, padding, dilation):
         yield _all_sums(sums, there.get(K)).flatten(1, 2)
 
 def _wave(Z, n, nu, sign, which, q):
-    "C * x̂(ν) (sign 1), or its conjugate * x̂(ν) (sign −1): its parts, as sums of responses."
+    "The parts of C * x̂(ν) (sign 1), or of C's conjugate * x̂(ν), as sums of responses."
     turn = nu % n
     j = min(turn, n - turn)                                            # x̂(n − j) = x̂(j)*
-    A, B = Z[:, :, j, :q][:, :, which], Z[:, :, j, q:2*q][:, :, which] # of the real part
+    A, B = Z[:, :, j, :q][:, :, which], Z[:, :, j, q:2*q][:, :, which]
     if j in (0, n/2): return (A, None, 1), (B, None, 1)
-    Z = Z[:, :, n//2 + j]                                              # of the imaginary part
+    Z = Z[:, :, n//2 + j]                                            # of the imaginary part
     A_im, B_im = Z[:, :, :q][:, :, which], Z[:, :, q:2*q][:, :, which]
     if turn == j: return (A, B_im, -sign), (A_im, B, sign)
     return (A, B_im, sign), ((B, A_im, -1) if sign > 0 else (A_im, B, 1))
@@ -162,7 +170,7 @@ def _is_negated(n, nu, sign):
     return sign < 0 and (turn == 0 or turn >= n/2)
 
 def _all_sums(sums, out):
-    "a, or a ± b, for each of them, side by side; in a place that is used again, if there is one."
+    "a, or a ± b, for each of them, side by side; in a place that is used again, or anew."
     if out is None:
         return torch.cat([a if b is None else torch.add(a, b, alpha=sign)
                           for a, b, sign in sums], 2)
@@ -206,11 +214,12 @@ def _convolve(x, matrices, s, constants, window):
     mixed = [M.expand(len(x), -1, -1).bmm(T) for M, T in zip(matrices, heard)]
     C = len(matrices[0])
     real, imaginary = [y[:, :C] for y in mixed], [y[:, C:] for y in mixed if y.shape[1] > C]
-    y = back @ torch.stack(real + imaginary, 2)                        # (B, C_out, n, H'·W')
+    y = back @ torch.stack(real + imaginary, 2)                    # (B, C_out, n, H'·W')
     return y.view(y.shape[:3] + _size(x, kernels.shape[-1], *window))
 
 def _size(x, k, stride, padding, dilation):
-    return tuple((size + 2*padding - dilation*(k - 1) - 1)//stride + 1 for size in x.shape[-2:])
+    reach = dilation*(k - 1)
+    return tuple((n + 2*padding - reach - 1)//stride + 1 for n in x.shape[-2:])
 
 # %% ../nbs/layers/spectral.ipynb #c3d74c84
 CACHE = 16e6  # bytes of responses at a time
@@ -224,7 +233,8 @@ def _by_parts(x, matrices, s, constants, window):
     "`_convolve`, some images at a time."
     n = _at_a_time(x, len(s.index))
     if len(x) <= n: return _convolve(x, matrices, s, constants, window)
-    return torch.cat([_convolve(part, matrices, s, constants, window) for part in x.split(n)])
+    how = matrices, s, constants, window
+    return torch.cat([_convolve(part, *how) for part in x.split(n)])
 
 def _adjoint(weight, adjoint):
     "Weights of the transposed layer (C_in, C_out, n, P)."
@@ -235,13 +245,13 @@ def _unstrided(dy, size, k, window):
     "The gradient of an output, and the window, for a transposed layer of stride 1."
     stride, padding, dilation = window
     reach = dilation*(k - 1)
-    if stride > 1:                                                     # zeros in between
+    if stride > 1:                                                 # zeros in between
         rest = [(n + 2*padding - reach - 1) % stride for n in size]
         sizes = [(n - 1)*stride + 1 + more for n, more in zip(dy.shape[-2:], rest)]
         apart = dy.new_zeros(*dy.shape[:-2], *sizes)
         apart[..., ::stride, ::stride][..., :dy.shape[-2], :dy.shape[-1]] = dy
         dy = apart
-    if (cut := padding - reach) > 0:                                   # padding that nobody saw
+    if (cut := padding - reach) > 0:                               # padding that nobody saw
         dy, padding = dy[..., cut:-cut, cut:-cut], reach
     return dy, (1, reach - padding, dilation)
 
@@ -259,7 +269,7 @@ def _weight_gradient(dy, x, s, constants, window):
     for kappa, T in enumerate(_responses(x_hat, s, kernels, *window)):
         rows = s.shapes[kappa][0]
         toward = torch.cat([dy_hat[:, :, j] for j in (kappa, n//2 + kappa)[:rows]], 1)
-        dM = (toward @ T.mT).sum(0)                                    # (rows·C_out, C_in·K)
+        dM = (toward @ T.mT).sum(0)                                # (rows·C_out, C_in·K)
         found.append(dM.view(rows, C, x.shape[1], -1).permute(1, 2, 0, 3).flatten(2))
     return (torch.cat(found, 2) @ mix.T).unflatten(-1, (n, -1))
 
@@ -325,8 +335,8 @@ def spectral_conv2d(
     "A group convolution of a cyclic group, computed frequency by frequency."
     wanted = x.ndim == 5 and x.shape[2] == s.order and weight.ndim == 4
     if not wanted or weight.shape[1:] != (x.shape[1], s.order, len(s.index)):
-        raise ValueError(f"x must be features (B, C_in, {s.order}, H, W) and weight (C_out, "
-                         f"C_in, {s.order}, {len(s.index)}), got {tuple(x.shape)} and "
+        raise ValueError(f"x must be features (B, C_in, {s.order}, H, W) and weight "
+                         f"(C_out, C_in, {s.order}, {len(s.index)}), got {tuple(x.shape)} and "
                          f"{tuple(weight.shape)}")
     with _in_full_precision(x, weight) as (x, weight, narrow):
         constants = _constants_of(s, ('kernels', 'to', 'back', 'mix', 'adjoint'), weight)
@@ -356,15 +366,16 @@ def waves(
     R = basis_operator(group, kernel_size, basis)
     inverse = torch.linalg.pinv(R[0])
     turned, across = R @ inverse, R[0].flip(-1) @ inverse
-    return Waves((group, kernel_size, basis), R[0].view(-1, 1, kernel_size, kernel_size), turned, across)
+    functions = R[0].view(-1, 1, kernel_size, kernel_size)
+    return Waves((group, kernel_size, basis), functions, turned, across)
 
 # %% ../nbs/layers/spectral.ipynb #315e9168
 def _low_rank(x, coefficients, functions, window):
     "Convolve with few functions, then mix."
     Z = _seen_by(functions, x, *window)
-    Z = Z.view(len(x), -1, Z.shape[-2]*Z.shape[-1]) if len(x) else Z.new_empty(
-        0, coefficients[0].numel(), Z.shape[-2]*Z.shape[-1])               # (B, C_in·P, H'·W')
-    return (coefficients.flatten(1) @ Z).unflatten(-1, _size(x, functions.shape[-1], *window))
+    size = _size(x, functions.shape[-1], *window)
+    Z = Z.view(x.shape[0], coefficients[0].numel(), size[0]*size[1])  # (B, C_in·P, H'·W')
+    return (coefficients.flatten(1) @ Z).unflatten(-1, size)
 
 class _ByBasis(torch.autograd.Function):
     "Keeps features and coefficients for the gradient, and no responses."

@@ -193,7 +193,7 @@ def _check_net(in_channels, channels, transformation, kernel_size):
     return numbers.values()
 
 def _similar(pose, height, width):
-    "θ of turns, scales and shifts (B, 2, 3), from scale times (cos, sin), and a shift (B, 4)."
+    "θ (B, 2, 3) from scale times (cos, sin), and a shift (B, 4)."
     theta = _theta(pose[:, 0], pose[:, 1], height, width, True)
     return torch.cat([theta[..., :2], pose[:, 2:, None]], -1)
 
@@ -290,7 +290,7 @@ def _output_size(size):
 
 def _check_zoom(zoom):
     if not _is_number(zoom, 0):
-        raise ValueError(f"zoom must be a positive number, got {zoom!r}; 1 shows everything")
+        raise ValueError(f"zoom must be a positive number, got {zoom!r}; 1 shows all")
     return float(zoom)
 
 def _zoomed(theta, zoom):
@@ -339,7 +339,9 @@ class SpatialTransformer(nn.Module):
         return warp(x, self.theta(x), self.padding_mode, self.size)
 
     def extra_repr(self):
-        more = f', size={self.size}, zoom={self.zoom:g}' if self.size or self.zoom != 1 else ''
+        more = ''
+        if self.size or self.zoom != 1:
+            more = f', size={self.size}, zoom={self.zoom:g}'
         return f'padding_mode={self.padding_mode!r}{more}'
 
 # %% ../nbs/transformers/stn.ipynb #11ad6d4f

@@ -57,7 +57,7 @@ def _entrants(evidence):
 
 def in_the_ring(
     evidence:Evidence, # what a study has left
-)->pd.DataFrame:       # a row for each run: kind, contender, label, regime, seed, rotated, …
+)->pd.DataFrame:       # a row for each run: kind, contender, regime, seed, rotated, …
     "All runs of the duel."
     records = [*_entrants(evidence).values()]
     table = tidy(records)
@@ -92,7 +92,8 @@ def plot_duel(
             ax.plot(100*runs.rotated, [y]*len(runs), **marks)
         for y in np.flatnonzero(rows.kind.values[1:] != rows.kind.values[:-1]):
             ax.axhline(y + .5, color='.75', lw=.6)
-        ax.set(title=f'trained {regime}', xlabel='rotated digits read (%)', xlim=(low, 99.7))
+        ax.set(title=f'trained {regime}', xlabel='rotated digits read (%)',
+               xlim=(low, 99.7))
     axs[0].set_yticks(range(len(rows)), rows.label)
     axs[0].set_ylim(len(rows) - .5, -.5)
     return fig
@@ -286,8 +287,9 @@ def calibration_table(
         said = {'network': CONTENDERS[contender]['label']}
         for regime in REGIMES:
             rs = found.get((contender, regime), [])
-            said |= {f'nll, {regime}': _mean_of(rs, lambda m: m['calibration']['nll'], '{:.3f}'),
-                     f'ece, {regime}': _mean_of(rs, lambda m: 100*m['calibration']['ece'])}
+            nll = _mean_of(rs, lambda m: m['calibration']['nll'], '{:.3f}')
+            ece = _mean_of(rs, lambda m: 100*m['calibration']['ece'])
+            said |= {f'nll, {regime}': nll, f'ece, {regime}': ece}
         return said
     return pd.DataFrame([row(c) for c in dict.fromkeys(c for c, _ in found)])
 

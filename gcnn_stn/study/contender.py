@@ -146,7 +146,8 @@ def _polar(origin=False, **kwargs):
 def _ti_pool(n, **images): return TIPool(CNN(**images), n)
 def _averaged(n, **images): return TestTimeAverage(CNN(**images), n)
 
-MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': _gcnn, 'coached': CoachedSTCNN, 'shared': _shared,
+MODELS = {'cnn': CNN, 'stcnn': STCNN, 'gcnn': _gcnn,
+          'coached': CoachedSTCNN, 'shared': _shared,
           'mixture': PoseMixture, 'canonical': _canonical, 'ti_pool': _ti_pool,
           'averaged': _averaged, 'polar': _polar, 'steerable': SteerableCNN,
           'published_gcnn': published_gcnn, 'published_stcnn': published_stcnn}

@@ -278,11 +278,11 @@ def calibration(
     "How far the probabilities that a network gives can be trusted."
     logits, y = np.asarray(logits, np.float64), np.asarray(y)
     if logits.ndim != 2 or y.shape != logits.shape[:1] or not len(y):
-        raise ValueError("logits must be (N, classes) with a label for each row, got shapes "
-                         f"{logits.shape} and {y.shape}")
+        raise ValueError("logits must be (N, classes) with a label for each row, got "
+                         f"shapes {logits.shape} and {y.shape}")
     log_p = log_softmax(logits, 1)
     sure, right = np.exp(log_p.max(1)), log_p.argmax(1) == y
     which = np.minimum((bins*sure).astype(int), bins - 1)
-    gaps = np.bincount(which, right - sure, bins)       # in each bin, summed over its digits
+    gaps = np.bincount(which, right - sure, bins)       # summed over the digits of a bin
     nll = -log_p[np.arange(len(y)), y].mean()
     return dict(nll=float(nll), ece=float(np.abs(gaps).sum()/len(y)))
