@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .image import _is_number, _real, _wide, _whole
 from .model import CNN
 from .stn import (AreaPool2d, SpatialTransformer, _affine, _check_images,
-                          _check_size, _check_theta, _Localization, _unit, rotation_theta,
-                          warp)
+                          _check_theta, _Localization, _nearest_turn, _turn, _unit,
+                          rotation_theta, warp)
 
 # %% ../nbs/transformers/coach.ipynb #c0ac0011
 def _deep_features(in_channels, channels, hidden, position, slope, **factory):
@@ -233,18 +233,7 @@ def direction(
     width:int,     # the same
 )->Tensor:         # (cos, sin), counter-clockwise (B, 2)
     "The rotation that is nearest to θ, as a unit vector."
-    _check_size(height, width)
-    theta = _affine(theta)
-    across, down = theta[..., 0, 1]*width/height, theta[..., 1, 0]*height/width
-    return _unit(torch.stack([theta[..., 0, 0] + theta[..., 1, 1], down - across], dim=-1))
-
-def _turn_by(
-    x:Tensor,       # images (B, C, H, W), floating
-    degrees:Tensor, # counter-clockwise (B,)
-)->Tensor:          # images (B, C, H, W)
-    "Turn images; beyond the border lies what lies at the border."
-    angle = torch.deg2rad(_wide(degrees))
-    return warp(x, rotation_theta(angle.cos(), angle.sin(), *x.shape[-2:]))
+    return _unit(torch.stack(_nearest_turn(theta, height, width), dim=-1))
 
 def _check_pair(transformer, x, theta, degrees):
     "Refuse what can't be asked a second time."
@@ -275,7 +264,7 @@ def inconsistency(
     if degrees is None:
         degrees = 360*torch.rand(x.shape[0], device=x.device)
     here = direction(theta, *x.shape[-2:])
-    there = direction(transformer.theta(_turn_by(x, degrees)), *x.shape[-2:])
+    there = direction(transformer.theta(_turn(x, degrees)), *x.shape[-2:])
     return 1 - (here*_turned_on(there, degrees)).sum(-1).mean()
 
 # %% ../nbs/transformers/coach.ipynb #c0ac0035

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .data import _prepare
 from .image import _check_finite, _kind, _real, _whole
 from .model import known_statistics
-from .stn import rotation_angle, rotation_theta, warp
+from .stn import _turn, rotation_angle
 
 # %% ../nbs/transformers/health.ipynb #8ea1000d
 def _angles(**named):
@@ -180,8 +180,7 @@ def _turned(x, degrees, mean, std):
     "Images, turned and normalised; those that are already so keep their border's shade."
     if x.dtype == torch.uint8:
         return _prepare(x, degrees, mean, std)
-    a = torch.deg2rad(degrees.to(x.device, x.dtype))
-    return warp(x, rotation_theta(a.cos(), a.sin(), *x.shape[-2:]))
+    return _turn(x, degrees.to(x.device, x.dtype))
 
 @torch.no_grad()
 def _ask(model, images, degrees, mean, std):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .coach import (_check_amount, _check_deep, _check_rate, _deep_features,
-                            _length_error, _reader, _scattered, direction)
+                            _length_error, _reader, _scattered)
 from .image import PADDING_MODES, _one_of, _wide, _whole
-from .stn import _check_images, _unit, rotation_theta, warp
+from .stn import _check_images, _unit, rotation_angle, rotation_theta, warp
 
 # %% ../nbs/transformers/mixture.ipynb #c0ac0041
 #| code-fold: show
@@ -125,7 +125,6 @@ class PoseMixture(nn.Module):
 
     def angle(self, x:Tensor)->Tensor: # (B, C, H, W) → degrees, counter-clockwise (B,)
         "The angle of the pose that counts most."
-        cos, sin = direction(self.theta(x), *x.shape[-2:]).unbind(-1)
-        return torch.rad2deg(torch.atan2(sin, cos))
+        return rotation_angle(self.theta(x), *x.shape[-2:])
 
     def extra_repr(self): return f'length={self.length}, padding_mode={self.padding_mode!r}'

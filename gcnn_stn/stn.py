@@ -67,10 +67,15 @@ def rotation_angle(
     width:int,     # the same
 )->Tensor:         # degrees, counter-clockwise, within ±180, float32 or wider (B,)
     "The angle of the rotation that is nearest to θ."
+    cos, sin = _nearest_turn(theta, height, width)
+    return torch.rad2deg(torch.atan2(sin, cos))
+
+def _nearest_turn(theta, height, width):
+    "A vector in the direction of the nearest rotation (B,), (B,)."
     _check_size(height, width)
     theta = _affine(theta)
     across, down = theta[..., 0, 1]*width/height, theta[..., 1, 0]*height/width
-    return torch.rad2deg(torch.atan2(down - across, theta[..., 0, 0] + theta[..., 1, 1]))
+    return theta[..., 0, 0] + theta[..., 1, 1], down - across
 
 # %% ../nbs/transformers/stn.ipynb #d25f2d24
 def sampling_grid(
@@ -122,6 +127,11 @@ def warp(
     wide = torch.promote_types(theta.dtype, x.dtype)
     grid = sampling_grid(theta.to(wide), x.shape if size is None else size)
     return sample(x, grid, 'bilinear', padding_mode)
+
+def _turn(x, degrees):
+    "Images, turned counter-clockwise (B,); beyond the border lies what lies at the border."
+    angle = torch.deg2rad(_wide(degrees))
+    return warp(x, rotation_theta(angle.cos(), angle.sin(), *x.shape[-2:]))
 
 # %% ../nbs/transformers/stn.ipynb #e4b32d45
 def unit(

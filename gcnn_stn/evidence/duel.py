@@ -8,15 +8,13 @@ __all__ = ['KINDS', 'GROUP', 'NOT_SHOWN', 'MARGIN', 'REGIMES', 'kind_of', 'in_th
            'grounds_table', 'rates_table']
 
 # %% ../../nbs/evidence/duel.ipynb #9bfa8cca
-import functools
-
 import numpy as np
 import pandas as pd
 
 from .figure import Evidence, drawing
 from .table import estimate, spell
 from ..study.contender import CONTENDERS
-from ..study.grid import GRIDS, RINGS
+from ..study.grid import RINGS
 from ..study.report import percent, tidy
 from ..study.style import look
 from ..study.unit import FINE
