@@ -118,6 +118,7 @@ def _ring_rows(c, real):
 
 # %% ../nbs/layers/spectral.ipynb #02c60c9b
 @functools.lru_cache(64)
+@torch.inference_mode(False)   # what is kept must be fit for gradients
 @on_cpu
 def spectrum(
     group:FiniteGroup, # cyclic, of order 3 or more
@@ -304,7 +305,7 @@ def _apply(x, weight, s, constants, window, matrices=None):
 def _cast(s, names, device, dtype):
     return tuple(getattr(s, name).to(device, dtype) for name in names)
 
-_kept_casts = functools.lru_cache(128)(_cast)
+_kept_casts = functools.lru_cache(128)(torch.inference_mode(False)(_cast))
 
 def _constants_of(s, names, like):
     "What is needed of a spectrum or of waves, in a precision and on a device."
@@ -356,6 +357,7 @@ class Waves:
     def __reduce__(self): return waves, self.made      # a copy is the same object
 
 @functools.lru_cache(64)
+@torch.inference_mode(False)
 @on_cpu
 def waves(
     group:FiniteGroup,    # of poses
