@@ -25,7 +25,7 @@ from .kernel import BANDS, _bands, _check, basis_operator, harmonics
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     "What a group and a basis make of a group convolution in the Fourier domain."
-    made:tuple       # group, kernel_size, basis: the arguments of `spectrum`
+    made:tuple       # group, kernel_size, basis: the arguments of spectrum
     order:int        # n
     waves:dict       # m → first and last of the cosines with m periods
     turning:int      # how many cosines there are, and sines
@@ -259,7 +259,7 @@ def _unstrided(dy, size, k, window):
 def _input_gradient(dy, weight, x, s, constants, window):
     "The gradient of the input (B, C_in, n, H, W), by the transposed layer."
     dy, window = _unstrided(dy, x.shape[-2:], constants[0].shape[-1], window)
-    return _apply(dy, _adjoint(weight, constants[-1]), s, constants, window)
+    return _compute(dy, _adjoint(weight, constants[-1]), s, constants, window)
 
 def _weight_gradient(dy, x, s, constants, window):
     "The gradient of the weight (C_out, C_in, n, P), from responses that are made again."
@@ -295,7 +295,7 @@ class _ByFrequency(torch.autograd.Function):
                      for both in zip(dy.split(n), x.split(n)))
         return dx, dw, None, None, None
 
-def _apply(x, weight, s, constants, window, matrices=None):
+def _compute(x, weight, s, constants, window, matrices=None):
     "With or without a gradient; transforms see plain operations."
     watched = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if watched and not _transformed():
@@ -337,19 +337,19 @@ def spectral_conv2d(
     wanted = x.ndim == 5 and x.shape[2] == s.order and weight.ndim == 4
     if not wanted or weight.shape[1:] != (x.shape[1], s.order, len(s.index)):
         raise ValueError(f"x must be features (B, C_in, {s.order}, H, W) and weight "
-                         f"(C_out, C_in, {s.order}, {len(s.index)}), got {tuple(x.shape)} and "
-                         f"{tuple(weight.shape)}")
+                         f"(C_out, C_in, {s.order}, {len(s.index)}), got "
+                         f"{tuple(x.shape)} and {tuple(weight.shape)}")
     with _in_full_precision(x, weight) as (x, weight, narrow):
         constants = _constants_of(s, ('kernels', 'to', 'back', 'mix', 'adjoint'), weight)
         window = stride, padding, dilation
-        y = _apply(x.contiguous(), weight, s, constants, window, matrices)
+        y = _compute(x.contiguous(), weight, s, constants, window, matrices)
     return y if narrow is None else y.to(narrow)
 
 # %% ../nbs/layers/spectral.ipynb #15e4a2f4
 @dataclass(frozen=True, eq=False)
 class Waves:
     "The functions of which all kernels in all poses consist, and how a group acts on them."
-    made:tuple       # group, kernel_size, basis: the arguments of `waves`
+    made:tuple       # group, kernel_size, basis: the arguments of waves
     functions:Tensor # (P, 1, k, k)
     turned:Tensor    # element → what it makes of weights (G, P, P)
     across:Tensor    # the same for the turn by 180° (P, P)
