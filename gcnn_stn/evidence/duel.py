@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'GROUP', 'NOT_SHOWN', 'MARGIN', 'REGIMES', 'COACHES', 'kind_of', 'in_the_ring', 'plot_duel', 'best_of',
-           'minus', 'judge', 'matches', 'verdicts', 'in_words', 'duel_table', 'plot_angles', 'pose_table',
+           'minus', 'judge', 'matches', 'verdicts', 'in_words', 'duel_table', 'mark_table', 'plot_angles', 'pose_table',
            'ingredients', 'calibration_table', 'grounds_table', 'rates_table']
 
 # %% ../../nbs/evidence/duel.ipynb #9bfa8cca
@@ -212,6 +212,24 @@ def duel_table(
                 'seconds': f'{runs.cpu_seconds.median():.0f}'} | read
     groups = ring.groupby('contender', sort=False)
     return pd.DataFrame([row(runs) for _, runs in groups])
+
+# %% ../../nbs/evidence/duel.ipynb #05d81735
+#| code-fold: true
+#| code-summary: "… and without the mark"
+@drawing('duel-mark', "upright training, digits turned about their mass or about the centre")
+def mark_table(
+    evidence:Evidence, # what a study has left
+)->pd.DataFrame:       # of text
+    "A row for each network that was asked about digits turned about their mass."
+    ring = in_the_ring(evidence)
+    asked = ring[(ring.regime == 'upright') & ring.centred.notna()]
+    def row(runs):
+        loss = 100*(runs.centred - runs.rotated).mean()
+        return {'remedy': runs.kind.iloc[0], 'network': runs.label.iloc[0],
+                'as always': f'{runs.rotated.mean():.2%}',
+                'about their mass': f'{runs.centred.mean():.2%}',
+                'difference': f'{loss:+.2f}'.replace('-', '−'), 'runs': len(runs)}
+    return pd.DataFrame([row(runs) for _, runs in asked.groupby('contender', sort=False)])
 
 # %% ../../nbs/evidence/duel.ipynb #20b7133c
 #| code-fold: true

@@ -35,8 +35,8 @@ from .unit import (embeddings_path, fresh_model, load_data, run_unit,
 # %% ../../nbs/study/command.ipynb #404565ac
 #| code-fold: true
 #| code-summary: "Options: which runs, and what to change in them"
-SETS = ("mnist, mnist-rot, mnist-shifted, mnist-cluttered, mnist-noisy, digits or a "
-        "classification set of torchvision's, such as FashionMNIST")
+SETS = ("mnist, mnist-rot, mnist-centred, mnist-shifted, mnist-cluttered, mnist-noisy, "
+        "digits or a classification set of torchvision's, such as FashionMNIST")
 CHANGES = {
     'seeds': (int, "paired runs of each cell"),
     'digits': (int, "how many images to train on"),

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data import (_cache, _flag, _named, _whole, content_hash, mnist, on_cpu,
                            split, user_path)
-from .clutter import GROUNDS, mnist_on_ground
+from .clutter import GROUNDS, mnist_centred, mnist_on_ground
 from .images import ImageData, _pair, image_data, resize
 from .rot import AMAT, mnist_rot, mnist_rot_original
 
@@ -241,6 +241,7 @@ def _ground(kind):
     return load
 
 OWN = {'mnist': _mnist, 'MNIST': _mnist, 'mnist-rot': _rot, 'digits': _digits,
+       'mnist-centred': mnist_centred,
        **{f'mnist-{kind}': _ground(kind) for kind in GROUNDS}}
 
 def _resized(data, size):

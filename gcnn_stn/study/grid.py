@@ -201,6 +201,7 @@ def _cells(contenders, *regimes):
 # %% ../../nbs/study/grid.ipynb #8ff736d4
 #| code-fold: show
 RINGS = {
+    'centred': "the best of each kind, on digits without MNIST's mark",
     'shifted': "the best of each kind, on digits off the centre",
     'cluttered': "the same, among pieces of other digits",
     'noisy': "the same, on a noisy ground",

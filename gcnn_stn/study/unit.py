@@ -102,8 +102,8 @@ ANGLES = FINE[::3]                  # … in older records at these …
 FEW = 1000                          # … on so many images
 
 # have 6 and 9
-DIGIT_SETS = ('mnist', 'mnist-rot', 'mnist-rot-original', 'mnist-shifted',
-              'mnist-cluttered', 'mnist-noisy', 'digits', 'QMNIST', 'USPS')
+DIGIT_SETS = ('mnist', 'mnist-rot', 'mnist-rot-original', 'mnist-centred',
+              'mnist-shifted', 'mnist-cluttered', 'mnist-noisy', 'digits', 'QMNIST', 'USPS')
 
 def confusion(
     model,    # a network
