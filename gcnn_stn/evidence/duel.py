@@ -21,7 +21,7 @@ from ..study.unit import FINE
 
 # %% ../../nbs/evidence/duel.ipynb #79bd19cc
 KINDS = { # model → kind of remedy
-    'cnn': 'none',
+    'cnn': 'nothing',
     'stcnn': 'transformer',
     'coached': 'transformer that turns',
     'shared': 'transformer that turns',
@@ -75,6 +75,7 @@ def _by_kind(contenders):
 # %% ../../nbs/evidence/duel.ipynb #30690952
 #| code-fold: true
 #| code-summary: "The dots"
+@drawing('duel', "accuracy of all remedies for turned images, each run a dot")
 def plot_duel(
     evidence:Evidence, # what a study has left
 ):                     # a figure
@@ -95,8 +96,6 @@ def plot_duel(
     axs[0].set_yticks(range(len(rows)), rows.label)
     axs[0].set_ylim(len(rows) - .5, -.5)
     return fig
-
-drawing('duel', "accuracy of all remedies for turned images, each run a dot")(plot_duel)
 
 # %% ../../nbs/evidence/duel.ipynb #3dbddd6c
 MARGIN = .25   # points: networks that are closer are level
@@ -186,11 +185,16 @@ def in_words(
         paragraphs.append(text + ' '.join(filter(None, said)))
     return '\n\n'.join(paragraphs)
 
+def _gap(found):
+    "A difference in points, with its interval if there is one."
+    text = spell(found, '+.2f').rpartition(' ')[0]
+    return f'{text}, one seed' if found['n'] == 1 else text
+
 def _word(stands, those):
     "A sentence on the opponents against whom the group stands so."
     if not those: return ''
-    names = _listed([f"{CONTENDERS[m['best']]['label']} "
-                     f"({spell(m['found'], '+.2f')})" for m in those])
+    names = _listed([f"{CONTENDERS[m['best']]['label']} ({_gap(m['found'])})"
+                     for m in those])
     return {'behind': "It is beaten by ", 'level': "Level with it: ",
             'ahead': "It is ahead of ", 'open': "Open: "}[stands] + names + '.'
 
