@@ -220,7 +220,7 @@ def duel_table(
 # %% ../../nbs/evidence/duel.ipynb #05d81735
 #| code-fold: true
 #| code-summary: "… and without the mark"
-@drawing('duel-mark', "upright training, digits turned about their mass or about the centre")
+@drawing('duel-mark', "upright training, digits turned about their mass")
 def mark_table(
     evidence:Evidence, # what a study has left
 )->pd.DataFrame:       # of text
