@@ -349,10 +349,10 @@ def grounds_table(
         d = runs[(runs.contender == contender) & (runs.grid == grid)
                  & (runs.regime == regime)]
         return f'{100*d.rotated.mean():.1f}' if len(d) else '–'
-    return pd.DataFrame([{'network': CONTENDERS[c]['label']}
-                         | {f'{ground}, {regime}': cell(c, ground, regime)
-                            for regime in REGIMES for ground in RINGS}
-                         for c in runs.contender.unique()])
+    return pd.DataFrame([{'trained': regime, 'network': CONTENDERS[c]['label']}
+                         | {ground: cell(c, ground, regime) for ground in RINGS}
+                         for regime in REGIMES
+                         for c in runs[runs.regime == regime].contender.unique()])
 
 # %% ../../nbs/evidence/duel.ipynb #554dc55c
 #| code-fold: true
