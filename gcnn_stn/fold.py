@@ -20,6 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .image import _no_autocast
 from .layer import GroupConv2d, LiftingConv2d
 from .model import Classifier, Normalized, unwrapped
 from .norm import GroupBatchNorm, GroupDropout, GroupInstanceNorm, GroupLayerNorm
@@ -52,9 +53,7 @@ def plain_conv2d(
 
 def _bake(layer):
     "The filter bank of a layer, as a convolution."
-    kind = layer.weight.device.type
-    known = kind if torch.amp.is_autocast_available(kind) else 'cpu'
-    with torch.autocast(known, enabled=False): filters = layer.filters()
+    with _no_autocast(layer.weight): filters = layer.filters()
     bias = layer.bias
     if bias is not None: bias = bias.repeat_interleave(layer.group.order)   # (C,) → (C·G,)
     options = layer.stride, layer.padding, layer.dilation, layer.groups

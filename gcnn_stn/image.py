@@ -118,11 +118,16 @@ def _check_sample(x, grid, mode, padding_mode):
         raise ValueError(f"the grid must be (B, H', W', 2) for images {tuple(x.shape)}, "
                          f"got {_kind(grid)}")
 
-def _no_autocast(x):
-    "Autocast switched off: it won't join tensors in a half precision that isn't its own."
+def _autocast_dtype(x):
+    "The precision of products where autocast is on; None: it is off, or isn't for there."
     kind = x.device.type
     is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
+    return torch.get_autocast_dtype(kind) if is_on else None
+
+def _no_autocast(x):
+    "Autocast switched off: it won't join tensors in a half precision that isn't its own."
+    is_on = _autocast_dtype(x) is not None
+    return torch.autocast(x.device.type, enabled=False) if is_on else nullcontext()
 
 # %% ../nbs/foundations/image.ipynb #b71c0008
 def _between(x, grid, mode='bilinear', padding_mode='zeros'):

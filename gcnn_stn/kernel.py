@@ -169,6 +169,11 @@ BASES = {
     'bicubic': _bicubic_basis,
 }
 
+def _basis_of(group, basis):
+    "The basis by its name: None is 'pixel' where that is exact."
+    if basis is not None: return basis
+    return 'pixel' if all(group.lattice) else 'harmonic'
+
 # %% ../nbs/layers/kernel.ipynb #3e873198
 @on_cpu
 def basis_operator(
@@ -181,7 +186,7 @@ def basis_operator(
     "The linear map from the P weights of a kernel to its transformed copies."
     _check_group(group)
     _check_size(kernel_size)
-    if basis is None: basis = 'pixel' if all(group.lattice) else 'harmonic'
+    basis = _basis_of(group, basis)
     names = ', '.join(BASES)
     _check(basis in list(BASES), f"basis must be one of {names} or None, got {basis!r}")
     return _shuffle_lattice(group, BASES[basis](group, kernel_size), kernel_size)

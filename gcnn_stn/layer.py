@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .cache import FilterCache, _transformed, _watched
 from .group import FiniteGroup
-from .kernel import _check, _check_factory, _check_flag, _check_group, _check_tensor
-from .kernel import _check_whole, _lifted, _shuffled, basis_operator, group_filters
-from .kernel import lifting_filters, relative_pose, weight_std
+from .image import _autocast_dtype
+from .kernel import _basis_of, _check, _check_factory, _check_flag, _check_group
+from .kernel import _check_tensor, _check_whole, _lifted, _shuffled, basis_operator
+from .kernel import group_filters, lifting_filters, relative_pose, weight_std
 from .layout import _are_numbers, _settled, _split
 from .manners import check_module
 from .norm import GroupBatchNorm, GroupDropout, GroupInstanceNorm, GroupLayerNorm
@@ -38,10 +39,6 @@ def _check_arguments(in_channels, out_channels, group, stride, padding, dilation
 
 ALGORITHMS = None, 'dense', 'fourier', 'basis'
 
-def _basis_of(group, basis):
-    "The basis by its name."
-    return basis or ('pixel' if all(group.lattice) else 'harmonic')
-
 def _check_algorithm(algorithm, group, basis, groups, lifts):
     "Does this way to compute apply?"
     known = algorithm in ALGORITHMS
@@ -58,7 +55,7 @@ def _check_algorithm(algorithm, group, basis, groups, lifts):
 def _check_cast(x, weight):
     "Will autocast make one precision of two?"
     narrow = {torch.float32, torch.float16, torch.bfloat16}
-    cast = torch.is_autocast_enabled(x.device.type) and {x.dtype, weight.dtype} <= narrow
+    cast = _autocast_dtype(x) is not None and {x.dtype, weight.dtype} <= narrow
     rule = f"input and weights must have one precision, got {x.dtype} and {weight.dtype}"
     _check(cast, f"{rule}; cast the input with x.to({weight.dtype}), or the layer")
 

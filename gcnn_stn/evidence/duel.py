@@ -20,13 +20,14 @@ from ..study.style import look
 from ..study.unit import FINE
 
 # %% ../../nbs/evidence/duel.ipynb #79bd19cc
-KINDS = { # model → kind of remedy
+KINDS = { # model → kind of remedy, in the order of tables
     'cnn': 'nothing',
     'stcnn': 'transformer',
     'coached': 'transformer that turns',
     'shared': 'transformer that turns',
     'mixture': 'several poses',
-    'canonical': 'canonicalizer',
+    'canonical': 'fixed pose',
+    'canonical group': 'learned pose',
     'averaged': 'turned copies',
     'ti_pool': 'turned copies',
     'polar': 'polar image',
@@ -40,9 +41,8 @@ def kind_of(
 )->str:            # a value of KINDS; for a canonicalizer, whether its pose is learned
     "Which remedy a network is."
     said = CONTENDERS[contender]
-    if said['model'] != 'canonical':
-        return KINDS[said['model']]
-    return 'learned pose' if said['pose'] == 'group' else 'fixed pose'
+    learned = said.get('pose') == 'group'
+    return KINDS['canonical group' if learned else said['model']]
 
 # %% ../../nbs/evidence/duel.ipynb #a1074026
 NOT_SHOWN = 'stcnn-published', 'gcnn-d4'   # beaten before
@@ -61,16 +61,13 @@ def in_the_ring(
     table = tidy(records)
     centred = [r['metrics'].get('centred', np.nan) for r in records]
     table = table.assign(kind=table.contender.map(kind_of), centred=centred)
-    order = [*CONTENDERS]
-    place = {kind: i for i, kind in enumerate(dict.fromkeys(map(kind_of, _by_kind(order))))}
-    key = table.kind.map(place)*1000 + table.contender.map(order.index)
-    return table.iloc[key.argsort(kind='stable')].reset_index(drop=True)
+    place = dict(kind=[*KINDS.values()].index, contender=[*CONTENDERS].index)
+    return table.sort_values([*place], kind='stable', ignore_index=True,
+                             key=lambda column: column.map(place[column.name]))
 
-def _by_kind(contenders):
-    "Contenders in the order of KINDS."
-    kinds = [*KINDS]
-    known = [c for c in contenders if CONTENDERS[c]['model'] in kinds]
-    return sorted(known, key=lambda c: kinds.index(CONTENDERS[c]['model']))
+def _of(ring, contender, regime):
+    "The runs of a network in a regime."
+    return ring[(ring.contender == contender) & (ring.regime == regime)]
 
 # %% ../../nbs/evidence/duel.ipynb #30690952
 #| code-fold: true
@@ -86,7 +83,7 @@ def plot_duel(
     fig, axs = plt.subplots(1, 2, figsize=(7.4, .25*len(rows) + .8), sharey=True)
     for ax, (regime, low) in zip(axs, (('upright', 89.5), ('rotated', 94.8))):
         for y, contender in enumerate(rows.contender):
-            runs = ring[(ring.contender == contender) & (ring.regime == regime)]
+            runs = _of(ring, contender, regime)
             marks = look(contender) | dict(ls='', ms=6, alpha=.6, mew=0)
             ax.plot(100*runs.rotated, [y]*len(runs), **marks)
         for y in np.flatnonzero(rows.kind.values[1:] != rows.kind.values[:-1]):
@@ -116,9 +113,8 @@ def minus(
     regime:str,        # how both were trained
 )->dict:               # from estimate, in points
     "How much better `a` reads rotated digits than `b`, paired by seed."
-    one, other = (ring[(ring.contender == c) & (ring.regime == regime)].set_index('seed')
-                  for c in (a, b))
-    return estimate(100*(one.rotated - other.rotated).dropna())
+    one, other = (_of(ring, c, regime).set_index('seed').rotated for c in (a, b))
+    return estimate(100*(one - other).dropna())
 
 def judge(
     found:dict, # from minus
@@ -156,7 +152,7 @@ def verdicts(
     "Who wins, kind by kind."
     ring = in_the_ring(evidence)
     def row(m):
-        runs = ring[(ring.contender == m['best']) & (ring.regime == m['regime'])]
+        runs = _of(ring, m['best'], m['regime'])
         return {'trained': m['regime'], 'remedy': m['kind'],
                 'its best': CONTENDERS[m['best']]['label'], 'reads': percent(runs.rotated),
                 f"{GROUP} minus it": spell(m['found'], '+.2f'),
@@ -175,9 +171,9 @@ def in_words(
     evidence:Evidence, # what a study has left
 )->str:                # two paragraphs, in Markdown
     "The verdicts as sentences."
-    paragraphs = []
+    paragraphs, found = [], matches(evidence)
     for regime in REGIMES:
-        there = [m for m in matches(evidence) if m['regime'] == regime]
+        there = [m for m in found if m['regime'] == regime]
         group = CONTENDERS[there[0]['group']]['label']
         said = [_word(stands, [m for m in there if m['stands'] == stands])
                 for stands in ('behind', 'level', 'ahead', 'open')]
@@ -306,10 +302,10 @@ def ingredients(
     "A row for each transformer network that has a coach, or a part of one."
     ring, said = in_the_ring(evidence), _with(evidence, 'pose')
     def row(contender):
-        runs, rs = ring[ring.contender == contender], said[contender, 'rotated']
+        runs, rs = _of(ring, contender, 'rotated'), said[contender, 'rotated']
         def mean(f): return _mean_of(rs, lambda m: f(m['pose']))
         return {'network': CONTENDERS[contender]['label'],
-                'reads': percent(runs[runs.regime == 'rotated'].rotated),
+                'reads': percent(runs.rotated),
                 'minus the CNN': spell(minus(ring, contender, 'cnn', 'rotated'), '+.2f'),
                 'slope': mean(lambda p: p['slope']),
                 'R in a class': mean(lambda p: _within(p, 'class_R'))}

@@ -112,7 +112,10 @@ def confusion(
     **kwargs, # of predict: device, mean, std, degrees
 )->np.ndarray:# (classes, classes), rows true, columns read
     "Which class a network takes for which."
-    logits = predict(model, x, **kwargs).cpu()
+    return _confused(predict(model, x, **kwargs).cpu(), y)
+
+def _confused(logits, y):
+    "The same of answers that are there."
     return confusion_matrix(logits.argmax(dim=1), y, logits.shape[1])
 
 def accuracy(
@@ -136,11 +139,11 @@ def measure(
     **kwargs,        # of predict: device, mean, std
 )->dict:             # what a record calls metrics
     "Ask a trained network everything that the tables and figures need."
-    def first(pair, n):
-        return tuple(t[:n] for t in pair)
     sets = dict(upright=data.upright, rotated=data.rotated, centred=data.centred)
-    found = {k: confusion(model, *first(v, n), **kwargs) for k, v in sets.items() if v}
-    few = first(data.upright or data.rotated, min(n or FEW, FEW))
+    sets = {k: [t[:n] for t in pair] for k, pair in sets.items() if pair}
+    logits = {k: predict(model, x, **kwargs).cpu() for k, (x, _) in sets.items()}
+    found = {k: _confused(logits[k], y) for k, (_, y) in sets.items()}
+    few = [t[:FEW] for t in sets.get('upright', sets['rotated'])]
     turned = _by_angle(model, *few, **kwargs)
     fine, swapped = [accuracy(c) for c in turned], None
     if data.name in DIGIT_SETS:
@@ -150,12 +153,8 @@ def measure(
         by_fine_angle=fine,
         six_nine_by_angle=swapped,
         confusion={k: c.tolist() for k, c in found.items()},
-        calibration=_said_of_trust(model, *first(data.rotated, n), **kwargs),
+        calibration=calibration(logits['rotated'], sets['rotated'][1]),
         **_said_of_poses(model, *few, **kwargs))
-
-def _said_of_trust(model, x, y, **kwargs):
-    "Whether a network is right as often as it says."
-    return calibration(predict(model, x, **kwargs).cpu(), y)
 
 def _said_of_poses(model, x, y, **kwargs):
     "How the angle goes with the image, if the network itself says one."
