@@ -272,8 +272,8 @@ def _convolve(x, matrices, s, constants, window):
     y_hat = [y.unflatten(1, (kind.rows, -1)).transpose(0, 1).flatten(0, 1)
              for y, kind in zip(mixed, s.kinds)]                       # (rows·κ, C_out, …)
     y = back @ torch.cat(y_hat).flatten(1)                             # (n, C_out·B·H'·W')
-    size = _size(x, kernels.shape[-1], *window)
-    return y.view(s.order, -1, len(x), *size).permute(2, 1, 0, 3, 4).contiguous()
+    sizes = matrices[0].shape[1], len(x), *_size(x, kernels.shape[-1], *window)
+    return y.view(s.order, *sizes).permute(2, 1, 0, 3, 4).contiguous()
 
 def _size(x, k, stride, padding, dilation):
     reach = dilation*(k - 1)
