@@ -295,14 +295,22 @@ class _Way:
         return self.forward(x, self.prepared(weight) if ready is None else ready)
 
     def forward(self, x, ready):
-        parts = [self.convolve(part, ready) for part in x.split(self.at_a_time(x))]
+        images, channels = self.at_a_time(x)
+        parts = [self.summed(part, ready, channels) for part in x.split(images)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def summed(self, x, ready, channels):
+        "So many channels at a time."
+        blocks = zip(x.split(channels, 1), self.blocks(ready, channels))
+        return functools.reduce(torch.add, (self.convolve(*block) for block in blocks))
+
     def at_a_time(self, x):
-        "How many images; transforms see all of them."
-        if _transformed() or not len(x): return max(len(x), 1)
-        responses = x[0].numel()*len(self.constants[0])*x.element_size()
-        return max(1, int(CACHE//max(responses, 1)))
+        "How many images, and how many of their channels; transforms see all of them."
+        B, C = x.shape[:2]
+        if _transformed() or not x.numel(): return max(B, 1), C
+        responses = x[0, 0].numel()*len(self.constants[0])*x.element_size()
+        channels = min(C, max(1, int(CACHE//responses)))
+        return max(1, int(CACHE//(C*responses))), channels
 
     def input_gradient(self, dy, weight, size):
         "By the transposed layer."
@@ -312,8 +320,10 @@ class _Way:
 
     def weight_gradient(self, dy, x):
         "From responses that are made again."
-        n = self.at_a_time(x)
-        return sum(self.learned(*both) for both in zip(dy.split(n), x.split(n)))
+        images, channels = self.at_a_time(x)
+        parts = [[self.learned(d, block) for block in part.split(channels, 1)]
+                 for d, part in zip(dy.split(images), x.split(images))]
+        return functools.reduce(torch.add, [torch.cat(blocks, 1) for blocks in parts])
 
 def _unstrided(dy, size, k, window):
     "The gradient of an output, and the window, for a transposed layer of stride 1."
@@ -349,6 +359,11 @@ class _ByFrequency(_Way):
     s:Spectrum
 
     def prepared(self, weight): return spectral_matrices(weight, self.s)
+
+    def blocks(self, matrices, channels):
+        "Matrices for so many channels."
+        return zip(*(M.split(channels*kind.heard, -1)
+                     for M, kind in zip(matrices, self.s.kinds)))
 
     def convolve(self, x, matrices):
         return _convolve(x, matrices, self.s, self.constants, self.window)
@@ -442,6 +457,8 @@ def waves(
 # %% ../nbs/layers/spectral.ipynb #315e9168
 class _ByWaves(_Way):
     def prepared(self, coefficients): return coefficients
+
+    def blocks(self, coefficients, channels): return coefficients.split(channels, 1)
 
     def seen(self, x): # (B, C_in·P, H'·W')
         Z = _seen_by(self.constants[0], x, *self.window)
