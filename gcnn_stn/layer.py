@@ -159,8 +159,10 @@ class _GroupConvBase(FilterCache):
         return self._biased(_split(y, self.group.order))
 
     def _biased(self, y):
-        "Features, and a number for each channel."
-        return y if self.bias is None else y + self.bias[:, None, None, None].to(y.dtype)
+        "New features, and a number for each channel."
+        if self.bias is None: return y
+        bias = self.bias[:, None, None, None].to(y.dtype)
+        return y + bias if _watched() else y.add_(bias)
 
     def extra_repr(self):
         "The options, as `print` shows them."

@@ -203,15 +203,16 @@ def spectrum(
 
 # %% ../nbs/layers/spectral.ipynb #25d4b344
 #| code-fold: show
-def _responses(x, s, kernels, window):
+def _responses(x, s, kernels, window, there):
     "What the frequencies hear of x (B, C, n, H, W): (κ, C·K, B·H'·W') for each kind."
     (B, C, n), P = x.shape[:3], len(kernels)
     Z = _seen_by(kernels, x, *window)
     places = Z.shape[-2]*Z.shape[-1]
     Z = Z.view(B, C, n, P, places).permute(2, 1, 3, 0, 4)              # (n, C, P, B, H'·W')
-    sums = _sums if torch.is_grad_enabled() or _transformed() else _sums_in_place
     for kind in s.kinds:
-        yield sums(Z, kind).flatten(3).flatten(1, 2)
+        watched = torch.is_grad_enabled() or _transformed()
+        T = _sums(Z, kind) if watched else _sums_in_place(Z, kind, there)
+        yield T.flatten(3).flatten(1, 2)
 
 def _sums(Z, kind):
     "Responses and sums of responses, side by side (κ, C, K, B, H'·W')."
@@ -223,17 +224,18 @@ def _sum(Z, count, a, b, sign, out=None):
     if b is not None: return torch.add(a, b, alpha=sign, out=out)
     return a if out is None else out.copy_(a)
 
-def _sums_in_place(Z, kind):
-    "The same, each written to its place at once."
-    there = Z.new_empty(len(kind.which), Z.shape[1], kind.heard, *Z.shape[3:])
-    first = 0
+def _sums_in_place(Z, kind, there):
+    "The same, each written to its place at once; places are used again."
+    shape = len(kind.which), Z.shape[1], kind.heard, *Z.shape[3:]
+    if shape not in there: there[shape] = Z.new_empty(shape)
+    out, first = there[shape], 0
     for runs in kind.terms:
         kappa, last = 0, first + runs[0][1][2] - runs[0][1][1]
         for run in runs:
-            _sum(Z, *run, out=there[kappa:kappa + run[0], :, first:last])
+            _sum(Z, *run, out=out[kappa:kappa + run[0], :, first:last])
             kappa += run[0]
         first = last
-    return there
+    return out
 
 def _seen_by(kernels, x, stride, padding, dilation):
     "Each map of x (…, H, W), convolved with each kernel (P, 1, k, k): (N, P, H', W')."
@@ -263,17 +265,20 @@ def spectral_matrices(
     parts = [part.unflatten(-1, shape) for part, shape in zip(parts, shapes)]
     return [part.permute(2, 3, 0, 1, 4).flatten(3).flatten(1, 2) for part in parts]
 
-def _convolve(x, matrices, s, constants, window):
-    "Transform, convolve, mix, transform back."
-    kernels, to, back = constants[:3]
+def _mixed(x, matrices, s, constants, window, there, before=None):
+    "Transform, convolve, mix: (κ, rows·C_out, B·H'·W') for each kind; added to `before`."
+    kernels, to = constants[:2]
     x_hat = (to @ x.flatten(3)).view(x.shape)
-    heard = _responses(x_hat, s, kernels, window)
-    mixed = [M @ T for M, T in zip(matrices, heard)]                   # (κ, rows·C_out, …)
+    heard = _responses(x_hat, s, kernels, window, there)
+    if before is None: return [M @ T for M, T in zip(matrices, heard)]
+    return [y.baddbmm_(M, T) for y, M, T in zip(before, matrices, heard)]
+
+def _transformed_back(mixed, s, back, B, size):
+    "Features (B, C_out, n, H', W')."
     y_hat = [y.unflatten(1, (kind.rows, -1)).transpose(0, 1).flatten(0, 1)
              for y, kind in zip(mixed, s.kinds)]                       # (rows·κ, C_out, …)
     y = back @ torch.cat(y_hat).flatten(1)                             # (n, C_out·B·H'·W')
-    sizes = matrices[0].shape[1], len(x), *_size(x, kernels.shape[-1], *window)
-    return y.view(s.order, *sizes).permute(2, 1, 0, 3, 4).contiguous()
+    return y.view(s.order, y_hat[0].shape[1], B, *size).permute(2, 1, 0, 3, 4)
 
 def _size(x, k, stride, padding, dilation):
     reach = dilation*(k - 1)
@@ -295,22 +300,23 @@ class _Way:
         return self.forward(x, self.prepared(weight) if ready is None else ready)
 
     def forward(self, x, ready):
-        images, channels = self.at_a_time(x)
-        parts = [self.summed(part, ready, channels) for part in x.split(images)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        (images, channels), there = self.at_a_time(x), {}
+        parts = [self.convolve(part, ready, channels, there) for part in x.split(images)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
 
-    def summed(self, x, ready, channels):
-        "So many channels at a time."
-        blocks = zip(x.split(channels, 1), self.blocks(ready, channels))
-        return functools.reduce(torch.add, (self.convolve(*block) for block in blocks))
+    def convolve(self, x, ready, channels, there):
+        mixed, size = None, _size(x, self.constants[0].shape[-1], *self.window)
+        for block, its in zip(x.split(channels, 1), self.blocks(ready, channels)):
+            mixed = self.mixed(block, its, there, mixed)
+        return self.finished(mixed, len(x), size)
 
     def at_a_time(self, x):
         "How many images, and how many of their channels; transforms see all of them."
         B, C = x.shape[:2]
         if _transformed() or not x.numel(): return max(B, 1), C
-        responses = x[0, 0].numel()*len(self.constants[0])*x.element_size()
-        channels = min(C, max(1, int(CACHE//responses)))
-        return max(1, int(CACHE//(C*responses))), channels
+        responses = x[0].numel()*len(self.constants[0])*x.element_size()
+        blocks = math.ceil(responses/CACHE)                        # of about the same size
+        return max(1, int(CACHE//responses)), math.ceil(C/blocks)
 
     def input_gradient(self, dy, weight, size):
         "By the transposed layer."
@@ -320,8 +326,8 @@ class _Way:
 
     def weight_gradient(self, dy, x):
         "From responses that are made again."
-        images, channels = self.at_a_time(x)
-        parts = [[self.learned(d, block) for block in part.split(channels, 1)]
+        (images, channels), there = self.at_a_time(x), {}
+        parts = [[self.learned(d, block, there) for block in part.split(channels, 1)]
                  for d, part in zip(dy.split(images), x.split(images))]
         return functools.reduce(torch.add, [torch.cat(blocks, 1) for blocks in parts])
 
@@ -365,22 +371,26 @@ class _ByFrequency(_Way):
         return zip(*(M.split(channels*kind.heard, -1)
                      for M, kind in zip(matrices, self.s.kinds)))
 
-    def convolve(self, x, matrices):
-        return _convolve(x, matrices, self.s, self.constants, self.window)
+    def mixed(self, x, matrices, there, before):
+        return _mixed(x, matrices, self.s, self.constants, self.window, there, before)
+
+    def finished(self, mixed, B, size):
+        return _transformed_back(mixed, self.s, self.constants[2], B, size)
 
     def transposed(self, weight): # (C_out, C_in, n, P) → (C_in, C_out, n, P)
         n = self.s.order
         back = -torch.arange(n, device=weight.device) % n
         return torch.einsum('oirp,rpq->iorq', weight[:, :, back], self.constants[-1])
 
-    def learned(self, dy, x): # (C_out, C_in, n, P)
+    def learned(self, dy, x, there): # (C_out, C_in, n, P)
         "The gradient of the weight."
         kernels, to, back, mix, _ = self.constants
         x_hat = (to @ x.flatten(3)).view(x.shape)
         dy_hat = back.T @ dy.flatten(3).permute(2, 1, 0, 3).flatten(1)  # (n, C_out·B·H'·W')
         kinds, found = self.s.kinds, []
         toward = dy_hat.split([kind.rows*len(kind.which) for kind in kinds])
-        for kind, T, d in zip(kinds, _responses(x_hat, self.s, kernels, self.window), toward):
+        heard = _responses(x_hat, self.s, kernels, self.window, there)
+        for kind, T, d in zip(kinds, heard, toward):
             d = d.view(kind.rows, len(T), dy.shape[1], -1).transpose(0, 1).flatten(1, 2)
             dM = (d @ T.mT).view(len(T), kind.rows, *dy.shape[1:2], *x.shape[1:2], -1)
             found.append(dM.permute(2, 3, 0, 1, 4).flatten(2))
@@ -465,15 +475,17 @@ class _ByWaves(_Way):
         places = Z.shape[-2]*Z.shape[-1]
         return Z.view(len(x), x.shape[1]*len(self.constants[0]), places)
 
-    def convolve(self, x, coefficients):
+    def mixed(self, x, coefficients, _, before):
         "Convolve with few functions, then mix."
-        size = _size(x, self.constants[0].shape[-1], *self.window)
-        return (coefficients.flatten(1) @ self.seen(x)).unflatten(-1, size)
+        y = coefficients.flatten(1) @ self.seen(x)
+        return y if before is None else before.add_(y)
+
+    def finished(self, mixed, B, size): return mixed.unflatten(-1, size)
 
     def transposed(self, coefficients): # (C_out, C_in, P) → (C_in, C_out, P)
         return torch.einsum('oip,pq->ioq', coefficients, self.constants[1])
 
-    def learned(self, dy, x): # (C_out, C_in, P)
+    def learned(self, dy, x, _): # (C_out, C_in, P)
         "The gradient of the coefficients."
         found = (dy.flatten(2) @ self.seen(x).mT).sum(0)
         return found.unflatten(-1, (x.shape[1], -1))
