@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .algorithm import ENOUGH, START, fourier_over_dense
 from .cache import FilterCache, _transformed, _watched
 from .group import FiniteGroup
 from .image import _autocast_dtype
@@ -24,7 +25,7 @@ from .manners import check_module
 from .norm import GroupBatchNorm, GroupDropout, GroupInstanceNorm, GroupLayerNorm
 from .pool import REDUCE, Downsample2d, GlobalPool, GroupAvgPool2d
 from .pool import GroupMaxPool2d, GroupPool
-from .spectral import is_spectral, spectral_conv2d, spectral_matrices, spectrum
+from .spectral import _size, is_spectral, spectral_conv2d, spectral_matrices, spectrum
 from .spectral import wave_conv2d, waves
 
 # %% ../nbs/layers/layer.ipynb #cfb30674
@@ -235,7 +236,8 @@ class GroupConv2d(_GroupConvBase):
         # 'pixel', 'harmonic', 'wide', 'bilinear' or 'bicubic';
         # None: 'pixel' where it is exact, else 'harmonic'
         basis:str|None=None,
-        # how to compute: 'dense' (as None), 'fourier' (cyclic groups) or 'basis'
+        # how to compute: 'dense', 'fourier' (cyclic groups) or 'basis';
+        # None: as is the quickest
         algorithm:str|None=None,
         device=None,       # of the weights
         dtype=None,        # of the weights
@@ -276,10 +278,38 @@ class GroupConv2d(_GroupConvBase):
             wanted = f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}"
             raise ValueError(f"a group convolution takes features {wanted}, "
                              f"got {tuple(x.shape)}; lift images with LiftingConv2d")
-        if self.algorithm == 'fourier': return self._by_frequency(x)
+        algorithm = self.algorithm or self._quickest(x)
+        if algorithm == 'fourier': return self._by_frequency(x)
         x = x.flatten(1, 2)
-        if self.algorithm == 'basis': return self._by_basis(x)
+        if algorithm == 'basis': return self._by_basis(x)
         return self._convolve(x, self.cached_filters())
+
+    def _quickest(self, x):
+        "Densely, unless the Fourier domain is known to be quicker for this shape."
+        if self.groups > 1 or not self._is_measured(x): return 'dense'
+        size = _size(x, self.kernel_size, *self._window)
+        seen, places = (len(x)*H*W for H, W in (x.shape[-2:], size))
+        once = (self.group.order*self.kernel_size)**2*self.in_channels*self.out_channels
+        if once*places < START or not is_spectral(self.group, self.basis): return 'dense'
+        s = spectrum(self.group, self.kernel_size, _basis_of(self.group, self.basis))
+        ratio = fourier_over_dense(s, self.in_channels, self.out_channels, seen, places)
+        if ratio > ENOUGH or not (x.is_meta or self._is_as_made()): return 'dense'
+        self._plan = s
+        return 'fourier'
+
+    def _is_measured(self, x):
+        "Is this a processor and a precision for which it is known what is quicker?"
+        here = x.is_meta or x.is_cpu and not _transformed()
+        return here and x.dtype == self.weight.dtype == torch.float32 \
+            and _autocast_dtype(x) is None
+
+    def _is_as_made(self):
+        "Are the filters those of this class, and what they follow from that of the group?"
+        if type(self).filters is not GroupConv2d.filters or 'filters' in vars(self):
+            return False
+        R = _operator(self.group, self.kernel_size, self.basis).to(self.R)
+        relative = relative_pose(self.group)
+        return torch.equal(self.R, R) and torch.equal(self.relative, relative)
 
     def _by_frequency(self, x):
         "The same as `_convolve`, in the Fourier domain."

@@ -89,6 +89,9 @@ def count_parameters(
 def count_flops(
     model:nn.Module,         # for one kind of image
     shape:tuple=(1, 28, 28), # of one image (C, H, W)
+    # of group convolutions: 'dense', with all filters; None: as each is told, or chooses
+    # for a large batch; 'fourier' or 'basis' where that applies
+    algorithm:str|None='dense',
 )->int:                      # operations for one more image, 2 per multiply-add
     "Arithmetic of the convolutions and matrix products that one image costs."
     if not isinstance(shape, (tuple, list)) or len(shape) != 3:
@@ -96,6 +99,7 @@ def count_flops(
     _check_whole(**dict(zip(('channels', 'height', 'width'), shape)))
     twin = copy.deepcopy(unwrapped(model)).eval().to('meta')   # shapes only, no numbers
     dtype = weights_dtype(twin)
+    _tell(twin, algorithm, torch.empty(64, *shape, device='meta', dtype=dtype))
     def flops(n):
         x = torch.empty(n, *shape, device='meta', dtype=dtype)
         try:
@@ -106,6 +110,19 @@ def count_flops(
                              f"of which torch says: {e}") from e
         return counter.get_total_flops()
     return flops(2) - flops(1)
+
+def _tell(model, algorithm, batch):
+    "Say how group convolutions are to be computed; or let them choose, for a batch."
+    def settle(layer, inputs): layer.algorithm = layer.algorithm or layer._quickest(*inputs)
+    hooks = []
+    for layer in (m for m in model.modules() if hasattr(m, 'algorithm')):
+        if algorithm is None and hasattr(layer, '_quickest'):
+            hooks.append(layer.register_forward_pre_hook(settle))
+            continue
+        try: layer.algorithm = algorithm
+        except ValueError: layer.algorithm = 'dense'
+    if hooks: model(batch)
+    for hook in hooks: hook.remove()
 
 # %% ../nbs/networks/model.ipynb #a2d80cbb
 def _published_conv(layer):

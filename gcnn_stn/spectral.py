@@ -57,6 +57,7 @@ class Spectrum:
         "Multiplications for each place and pair of channels."
         return sum(len(kind.which)*kind.rows*kind.heard for kind in self.kinds)
 
+@functools.lru_cache(256)
 def is_spectral(
     group:FiniteGroup, # of poses
     basis:str|None,    # of kernels, as for basis_operator
@@ -355,7 +356,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        (x, weight), way, (of_x, of_weight, _) = ctx.saved_tensors, ctx.way, ctx.needs_input_grad
+        (x, weight), way = ctx.saved_tensors, ctx.way
+        of_x, of_weight, _ = ctx.needs_input_grad
         dx = way.input_gradient(dy, weight, x.shape[-2:]) if of_x else None
         return dx, way.weight_gradient(dy, x) if of_weight else None, None
 
