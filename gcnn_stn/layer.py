@@ -25,8 +25,8 @@ from .manners import check_module
 from .norm import GroupBatchNorm, GroupDropout, GroupInstanceNorm, GroupLayerNorm
 from .pool import REDUCE, Downsample2d, GlobalPool, GroupAvgPool2d
 from .pool import GroupMaxPool2d, GroupPool
-from .spectral import _size, is_spectral, spectral_conv2d, spectral_matrices, spectrum
-from .spectral import wave_conv2d, waves
+from .spectral import _size, is_spectral, spectral_conv2d, spectral_matrices
+from .spectral import spectrum, wave_conv2d, waves
 
 # %% ../nbs/layers/layer.ipynb #cfb30674
 def _check_arguments(in_channels, out_channels, group, stride, padding, dilation, groups):
