@@ -15,9 +15,10 @@ from torch import nn
 
 from gcnn_stn.data import (content_hash, mnist, normalize, prepare, random_angles, rotate,
                            rotate_once, rotation_grid, sample, split, unit_range)
-from gcnn_stn.study.data import (_arrays, _bytes, digits, from_torchvision, load_dataset,
+from gcnn_stn.study.data import (_arrays, digits, from_torchvision, load_dataset,
                                  _visit)
 from gcnn_stn.study.images import image_data, pixel_statistics, resize
+from gcnn_stn.study.picture import _bytes
 from gcnn_stn.study.rot import chirality, draw_rot
 from gcnn_stn.equivariance import disc, equivariance_error, smooth_images
 from gcnn_stn.group import CyclicGroup, DihedralGroup, FiniteGroup, act, transform_image

@@ -18,7 +18,9 @@ from tqdm import tqdm
 from ..data import (_cache, _flag, _named, _whole, content_hash, mnist, on_cpu,
                            split, user_path)
 from .clutter import GROUNDS, mnist_centred, mnist_on_ground
+from .folder import load_folder
 from .images import ImageData, _pair, image_data, resize
+from .picture import _bytes, _picture
 from .rot import AMAT, mnist_rot, mnist_rot_original
 
 # %% ../../nbs/study/data.ipynb #7614aa63
@@ -80,43 +82,6 @@ def _open(name, root, download, options):
                          "GCNN_STN_DATA") from e
     if hasattr(dataset, 'loader') and 'loader' not in options: dataset.loader = _picture
     return dataset
-
-# %% ../../nbs/study/data.ipynb #3cb7233e
-def _picture(path):
-    "A picture as it is stored; torchvision's reader cuts off and drops transparency."
-    from PIL import Image, ImageOps
-    with Image.open(path) as image: return ImageOps.exif_transpose(image)
-
-def _deep(image):
-    "Pixels of more than 8 bits as bytes (H, W)."
-    values = np.array(image).astype(np.float64)
-    white = 1 if image.mode == 'F' else 65535
-    if not (values.min() >= 0 and values.max() <= white):
-        raise ValueError(f"a picture of mode {image.mode} must have values from 0 to "
-                         f"{white}, got {values.min():.6g} to {values.max():.6g}; "
-                         "scale it first")
-    values[values == image.info.get('transparency', -1)] = 0
-    return (values*(255/white)).round().astype(np.uint8)
-
-def _shallow(image):
-    "Pixels of at most 8 bits as bytes (H, W, C), on black where they are transparent."
-    grey = image.mode in ('1', 'L', 'LA', 'La')
-    if image.mode[-1] not in 'Aa' and 'transparency' not in image.info:
-        pixels = np.array(image.convert('L' if grey else 'RGB'))
-        return pixels.reshape(*pixels.shape[:2], -1)
-    layers = np.array(image.convert('LA' if grey else 'RGBA')).astype(np.uint16)
-    return ((layers[..., :-1]*layers[..., -1:] + 127)//255).astype(np.uint8)
-
-def _bytes(image):
-    "A picture as a batch of one, uint8 (1, C, H, W)."
-    from PIL import Image, ImageOps
-    if not isinstance(image, Image.Image):
-        raise ValueError("a data set must give pictures of PIL's, "
-                         f"got {type(image).__name__}; leave out its transform")
-    image = ImageOps.exif_transpose(image)
-    is_deep = image.mode[0] in 'IF'
-    array = _deep(image)[..., None] if is_deep else _shallow(image)   # (H, W, C)
-    return torch.from_numpy(array)[None].movedim(-1, 1)
 
 # %% ../../nbs/study/data.ipynb #e00b0002
 def _source(dataset, i):
@@ -251,14 +216,21 @@ def _resized(data, size):
     return image_data(data.name, *parts, classes=data.classes, hash=recipe)
 
 # %% ../../nbs/study/data.ipynb #d679d707
+def _is_path(name):
+    "Is it a folder or a table, rather than a name?"
+    if isinstance(name, os.PathLike): return True
+    if not isinstance(name, str) or name in (*OWN, *TORCHVISION): return False
+    return '~' in name[:1] or os.sep in name or os.path.exists(name)
+
 def load_dataset(
-    name:str,            # of OWN, such as 'mnist-rot', or of TORCHVISION
+    name,                # of OWN, such as 'mnist-rot', of TORCHVISION, or a path
     root=None,           # folder of the files; None: GCNN_STN_DATA, or searched for
     download:bool=True,  # fetch what is missing?
     size=None,           # height and width to scale to, or one number for both
-    **options,           # seed of those of MNIST's; arguments of torchvision's class
+    **options,           # of load_folder; seed of MNIST's; those of torchvision's class
 )->ImageData:            # for training and for the test
-    "Labelled images by name."
+    "Labelled images, by name or from a folder of your own."
+    if _is_path(name): return load_folder(name, size, **options)
     if name not in (*OWN, *TORCHVISION):
         names = ', '.join((*OWN, *TORCHVISION))
         raise ValueError(f"name must be one of {names}, got {name!r}; mind capital letters")

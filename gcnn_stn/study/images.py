@@ -26,6 +26,9 @@ class ImageData:
     mean:object   # of the training images in [0, 1]: a number, or a tuple, one per channel
     std:object    # the same
     hash:str      # tells whether two people hold the same set
+    names:tuple=()          # of the classes, if they have any
+    valid:tuple|None=None   # images and labels set aside for validation
+    turned:tuple|None=None  # the test images, turned in their large originals
 
     @property
     def shape(self)->tuple: # (C, H, W)
@@ -110,14 +113,19 @@ def image_data(
     test:tuple,      # the same
     classes:int=0,   # how many, even if the last ones don't occur; 0: as the labels tell
     hash:str=None,   # None: that of all images and labels
+    names=(),        # of the classes
+    **parts,         # valid, turned: further images and labels
 )->ImageData:        # with all else read off the images
     "A data set from its tensors."
     train, test = _part(name, train, 'training'), _part(name, test, 'test')
     mean, std = map(_rounded, pixel_statistics(train[0]))
     classes = _check_parts(name, train, test, std, _whole('classes', classes))
+    parts = {part: _part(name, pair, part) for part, pair in parts.items()}
+    for pair in parts.values(): _check_parts(name, train, pair, std, classes)
     if len(mean) == 1: mean, std = mean[0], std[0]
-    hash = hash or content_hash(*train, *test)
-    return ImageData(name, train, test, classes, mean, std, hash)
+    every = [t for pair in (train, test, *parts.values()) for t in pair]
+    hash = hash or content_hash(*every)
+    return ImageData(name, train, test, classes, mean, std, hash, tuple(names), **parts)
 
 # %% ../../nbs/study/images.ipynb #e4f7bf2c
 def _pair(size):
