@@ -1,11 +1,12 @@
 "Folders as people have them: every format, name and oddity is read right, or refused with the file and the remedy."
-import shutil
+import re, shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from gcnn_stn.study.__main__ import main
 from gcnn_stn.study.data import load_dataset
 from gcnn_stn.study.folder import load_folder
 from gcnn_stn.study.unit import load_data
@@ -216,3 +217,32 @@ def test_statistics(tmp_path):
     load_data.cache_clear()
     data = load_data(str(tmp_path/'tiles'))
     assert data.classes == 2 and abs(data.mean - load_folder(tmp_path/'tiles').train[0].double().mean()/255) < 1e-3
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    "Two classes of ten coloured pictures each."
+    g = np.random.default_rng(0)
+    for name, high in ('Dark Ones', 60), ('light', 256):
+        for i in range(10): save(tmp_path/'My Tiles'/name/f'{i}.png', Image.fromarray(g.integers(0, high, (32, 30, 3), np.uint8)))
+    return tmp_path/'My Tiles'
+
+
+def test_study(coloured, tmp_path, monkeypatch, capsys):
+    "A grid runs what it can, says what it leaves out, and finds its runs again; from wherever the folder is named."
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    how = ['--epochs', '1', '--jobs', '1', '--out', str(tmp_path/'out'), '--only', 'regime=upright,contender!=gcnn-c8,contender!=stcnn']
+    for name in str(coloured), '~/My Tiles', 'My Tiles', './My Tiles':
+        assert main(['--dataset', name, *how]) == 0
+        said = capsys.readouterr()
+        assert 'stcnn-published is left out: the published networks read grey images of ten classes, got 3 channels and 2 classes' in said.err
+    runs = sorted(p.name for p in (tmp_path/'out'/'quick'/'runs').glob('*.json'))
+    assert len(runs) == 2 and all(re.fullmatch(r'(cnn|gcnn-c4)-quick-my-tiles-[0-9a-f]{4}-n16-e1-upright-s0\.json', run) for run in runs)
+
+
+def test_study_of_nothing(coloured, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for bad in './nowhere', str(coloured/'light'):
+        assert main(['--dataset', bad, '--list']) == 2
+        assert str(bad).lstrip('./') in capsys.readouterr().err

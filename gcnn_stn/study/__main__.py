@@ -17,6 +17,7 @@ import torch
 
 from ..data import user_path
 from .contender import CONTENDERS, build
+from .data import is_path
 from .grid import GRIDS, LR, REGIMES, Run, check_number, select
 from .plan import check_enough, estimate, listing, run_grid
 from .archive import all_records, grid_records, is_missing
@@ -36,7 +37,8 @@ from .unit import (embeddings_path, fresh_model, load_data, run_unit,
 #| code-fold: true
 #| code-summary: "Options: which runs, and what to change in them"
 SETS = ("mnist, mnist-rot, mnist-centred, mnist-shifted, mnist-cluttered, mnist-noisy, "
-        "digits or a classification set of torchvision's, such as FashionMNIST")
+        "digits, a classification set of torchvision's, such as FashionMNIST, or the path "
+        "of a folder of class folders, or of a CSV file")
 CHANGES = {
     'seeds': (int, "paired runs of each cell"),
     'digits': (int, "how many images to train on"),
@@ -110,9 +112,10 @@ def _speed(args):
     return Speed(args.precision, args.channels_last, args.compile)
 
 def _data_name(args):
-    "A data set's name; in that of a folder ~ is replaced."
+    "A data set's name; a folder's, written out."
     name = args.dataset
-    return str(user_path(name)) if (name or '').startswith('~') else name
+    if name is None or not is_path(name): return name
+    return str(user_path(name).absolute())
 
 # %% ../../nbs/study/command.ipynb #2b8303cd
 #| code-fold: true
@@ -128,7 +131,9 @@ def _chosen(args):
     _check_how(args)
     out = user_path(args.out)
     changes = {k: getattr(args, k) for k in CHANGES} | dict(dataset=_data_name(args))
+    changes['digits'] = _fewer(GRIDS[args.grid], **changes)
     runs = select(GRIDS[args.grid].runs(**changes, threads=args.threads), args.only)
+    runs = _possible(runs)
     if not runs:
         raise ValueError(f"only must leave some runs of the grid {args.grid}, "
                          f"got {args.only!r}; see --list")
@@ -138,6 +143,24 @@ def _chosen(args):
     check_enough(runs)
     how = dict(device=args.device, speed=_speed(args))
     return runs, out/'quick' if args.grid == 'quick' else out, how
+
+def _fewer(grid, digits, dataset, **_):
+    "How many images to train on: all, where a set has fewer than the grid wants."
+    if digits is not None or dataset is None: return digits
+    there = len(load_data(dataset).train[0]) - grid.valid
+    return there if 0 < there < grid.digits else None
+
+def _possible(runs):
+    "The runs whose networks can read the images; what is left out is said."
+    kept, why = [], {}
+    for run in runs:
+        data = load_data(run.dataset)
+        try: build(run.contender, data.train[0].shape[1], data.classes)
+        except ValueError as e: why[run.contender] = str(e).partition(';')[0]
+        else: kept.append(run)
+    for contender, reason in why.items():
+        print(f'{contender} is left out: {reason}', file=sys.stderr)
+    return kept
 
 def _check_torchrun(runs):
     "Processes at one network see a share of each batch, and norm over that."

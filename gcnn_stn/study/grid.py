@@ -8,10 +8,13 @@ __all__ = ['REGIMES', 'LIMITS', 'LR', 'QUICK', 'SMALL', 'PUBLISHED', 'ROTATED_ON
            'check_number', 'facts', 'select', 'stack', 'identity', 'run_of', 'variant_of']
 
 # %% ../../nbs/study/grid.ipynb #52b0946f
+import hashlib
 import itertools
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from .contender import CONTENDERS, OPPONENTS, published_contenders
 from .train import TrainConfig
@@ -103,9 +106,15 @@ def _changed(grid, epochs=None, **changes):
     config = grid.config if epochs is None else replace(grid.config, epochs=epochs)
     return replace(grid, **changes, config=config)
 
+def _short(dataset):
+    "A data set in the name of a file; a folder has a mark of where it lies, too."
+    if os.sep not in dataset: return dataset.lower()
+    stem = re.sub('[^a-z0-9]+', '-', Path(dataset).stem.lower()).strip('-')
+    return f'{stem}-{hashlib.sha256(dataset.encode()).hexdigest()[:4]}'.lstrip('-')
+
 def _variant(old, new):
     "What has been changed, for the names of runs."
-    names = dict(dataset=new.dataset.lower(), digits=f'n{new.digits}',
+    names = dict(dataset=_short(new.dataset), digits=f'n{new.digits}',
                  config=f'e{new.config.epochs}', test=f't{new.test}',
                  threads=f'threads{new.threads}')
     changed = [name for k, name in names.items() if getattr(old, k) != getattr(new, k)]
