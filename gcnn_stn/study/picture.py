@@ -15,6 +15,10 @@ def _picture(path):
     from PIL import Image, ImageOps
     with Image.open(path) as image: return ImageOps.exif_transpose(image)
 
+def _is_grey(mode):
+    "Does a picture of this mode have one channel?"
+    return mode in ('1', 'L', 'LA', 'La') or mode[0] in 'IF'
+
 def _deep(image):
     "Pixels of more than 8 bits as bytes (H, W)."
     values = np.array(image).astype(np.float64)
@@ -28,7 +32,7 @@ def _deep(image):
 
 def _shallow(image):
     "Pixels of at most 8 bits as bytes (H, W, C), on black where they are transparent."
-    grey = image.mode in ('1', 'L', 'LA', 'La')
+    grey = _is_grey(image.mode)
     if image.mode[-1] not in 'Aa' and 'transparency' not in image.info:
         pixels = np.array(image.convert('L' if grey else 'RGB'))
         return pixels.reshape(*pixels.shape[:2], -1)
