@@ -168,15 +168,16 @@ def prepare(
     degrees:Tensor=None,    # angles (B,); None leaves them upright
     mean=MNIST_MEAN,        # a number, or a list, array or tensor with one for each channel
     std=MNIST_STD,          # the same; positive
+    fill=0,                 # what comes in at the corners: in [0, 1], or 'border'
 )->Tensor:                  # what a network sees, floating (B, C, H, W)
     "Scale to [0, 1], turn, normalise: in this order."
-    return _prepare(unit_range(x), degrees, mean, std)
+    return _prepare(unit_range(x), degrees, mean, std, fill)
 
-def _prepare(x, degrees, mean, std):
+def _prepare(x, degrees, mean, std, fill=0):
     "`prepare`, for images that have been looked at before."
     x = _scaled(x)
     if degrees is not None:
-        x = rotate(x, degrees)
+        x = rotate(x, degrees, fill)
     return _standardize(x, mean, std)
 
 # %% ../nbs/foundations/data.ipynb #572beee2

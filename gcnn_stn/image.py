@@ -199,17 +199,30 @@ def _check_rotate(x):
                          "transform_image(…, mode='nearest')")
 
 # %% ../nbs/foundations/image.ipynb #f36f0003
-def _rotate(x, grid):
-    "Images, read where the grid says, times the mask."
+def _rotate(x, grid, fill):
+    "Images less the fill, read where the grid says, times the mask; and the fill again."
     f = x.to(grid.dtype)
-    mask = f.new_ones(1, 1, 1, 1).expand(len(f), 1, *f.shape[-2:])
-    f = _between(f, grid).mul_(_between(mask, grid))   # (B, C, H, W)
+    if fill == 'border': f = _between(f, grid, padding_mode='border')
+    else:
+        mask = f.new_ones(1, 1, 1, 1).expand(len(f), 1, *f.shape[-2:])
+        if fill: f = f - fill
+        f = _between(f, grid).mul_(_between(mask, grid))   # (B, C, H, W)
+        if fill: f = f + fill
     return (f if x.is_floating_point() else f.round_()).to(x.dtype)
 
 # %% ../nbs/foundations/image.ipynb #ab6c9cbb
+def _check_fill(fill, x):
+    "Refuse what no pixel of such images can be."
+    most = 255 if x.dtype == torch.uint8 else math.inf
+    if isinstance(fill, str) and fill == 'border': return
+    if not _is_number(fill, -math.inf) or not 0 <= fill <= most:
+        raise ValueError("fill must be 'border' or a number of at least 0, as in the "
+                         f"images, got {fill!r}; bytes go up to 255, 0 is black")
+
 def rotate(
     x:Tensor,        # images (B, C, H, W), floating or uint8
     degrees:Tensor,  # counter-clockwise angles (B,)
+    fill=0,          # what comes in at corners: a number, or 'border', the nearest pixel
 )->Tensor:           # turned images (B, C, H, W), dtype and device as x
     "Turn images about their centres: bilinear, filled with 0, as `RandomRotation` does."
     _check_rotate(x)
@@ -217,12 +230,20 @@ def rotate(
     if degrees.shape != x.shape[:1]:
         raise ValueError(f"degrees must have the shape ({len(x)},), "
                          f"one angle for each image, got {tuple(degrees.shape)}")
+    _check_fill(fill, x)
     wide = torch.promote_types(x.dtype, torch.float32)
     *lines, unit = _places(degrees.to(x.device), *x.shape[-2:], wide)
     n = max(1, 150_000//max(1, math.prod(x.shape[1:])))    # images at a time
     parts = zip(x.split(n), *(line.split(n) for line in lines))
     with _no_autocast(x):
-        return torch.cat([_rotate(part, _grid(*line, unit)) for part, *line in parts])
+        turned = (_rotate(part, _grid(*line, unit), fill) for part, *line in parts)
+        return torch.cat([*turned]) if x.is_floating_point() else _gather(turned, x, n)
+
+def _gather(parts, x, n):
+    "Parts of n images, one at a time into a place like x: half the memory of cat."
+    out = torch.empty_like(x)
+    for place, part in zip(out.split(n), parts): place.copy_(part)
+    return out
 
 # %% ../nbs/foundations/image.ipynb #1fe4d7de
 def random_angles(
@@ -247,11 +268,12 @@ def _generator(seed):
 def rotate_once(
     x:Tensor,    # images (N, C, H, W)
     seed:int=0,  # below 2³²
+    fill=0,      # as for rotate
 )->tuple:        # turned images as x, degrees (N,)
     "Turn each image by an angle that depends on `seed` alone."
     _check_rotate(x)
     degrees = random_angles(len(x), _generator(seed), x.device)
-    return rotate(x, degrees), degrees
+    return rotate(x, degrees, fill), degrees
 
 # %% ../nbs/foundations/image.ipynb #e021b7ab
 def on_cpu(

@@ -1,15 +1,22 @@
 "Folders as people have them: every format, name and oddity is read right, or refused with the file and the remedy."
-import re, shutil
+import json, re, shutil, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
 
+import lxml.html
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from gcnn_stn.data import rotate
 from gcnn_stn.study.__main__ import main
+from gcnn_stn.study.archive import record_fault
 from gcnn_stn.study.data import load_dataset
 from gcnn_stn.study.folder import load_folder
-from gcnn_stn.study.unit import load_data
+from gcnn_stn.study.grid import run_of
+from gcnn_stn.study.train import predict
+from gcnn_stn.study.unit import _sets, load_data
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +203,7 @@ def test_kept(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     save(folder/'a'/'1.png', image(FLAT))
     assert load_folder(folder).hash != first.hash
-    for p in (tmp_path/'cache').rglob('*.npy'): p.write_bytes(p.read_bytes()[:100])   # damaged
+    for p in (tmp_path/'cache').rglob('*.bytes'): p.write_bytes(p.read_bytes()[:100])   # damaged
     assert not load_folder(folder).hash == first.hash
     (tmp_path/'file').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'file'))                        # can't be written
@@ -246,3 +253,75 @@ def test_study_of_nothing(coloured, tmp_path, monkeypatch, capsys):
     for bad in './nowhere', str(coloured/'light'):
         assert main(['--dataset', bad, '--list']) == 2
         assert str(bad).lstrip('./') in capsys.readouterr().err
+
+
+WHITE = np.full((28, 28), 255, np.uint8)
+READINGS = { # how a folder of white squares of 28 × 40 pixels is read: shape, the pixels of a corner, of the middle, and of a turned corner
+    '':                            ((28, 40), 255, 255, 255),
+    'size=28':                     ((28, 28), 255, 255, 255),
+    'size=28&fill=0':              ((28, 28), 255, 255, 0),
+    'size=40&fit=pad&fill=7':      ((40, 40), 7, 255, 7),
+    'size=40&fit=pad':             ((40, 40), 255, 255, 255),
+    'size=28&disc=True':           ((28, 28), 0, 255, 0),
+    'size=28&disc=True&fill=90':   ((28, 28), 90, 255, 90),
+    'size=30x20':                  ((30, 20), 255, 255, 255),
+}
+
+
+@pytest.mark.parametrize('how', READINGS)
+def test_how_it_is_read(how, tmp_path):
+    for name in 'ab':
+        for i in range(5): save(tmp_path/'tiles'/name/f'{i}.png', image(np.full((28, 40), 255 - (name == 'b') - i//4, np.uint8)))
+    shape, corner, middle, turned = READINGS[how]
+    name = f"{tmp_path/'tiles'}{'?' if how else ''}{how}"
+    found = load_dataset(name)
+    for x in found.train[0], found.test[0]:
+        assert x.shape[2:] == shape and abs(x[..., 0, 0].int() - corner).max() <= 2 and abs(x[..., shape[0]//2, shape[1]//2].int() - middle).max() <= 2
+    if min(shape) >= 28:
+        data = load_data(name)
+        eighth = rotate(data.train[0][:1], torch.tensor([45.]), found.fill)
+        assert abs(eighth[..., 0, 0].int() - turned).max() <= 2 and data.fill == (found.fill if found.fill == 'border' else found.fill/255)
+        assert predict(torch.nn.Flatten(), found.train[0][:1], degrees=torch.tensor([45.]), mean=0, std=1, fill=data.fill)[0, 0] == pytest.approx(turned/255, abs=.01)
+
+
+@pytest.mark.parametrize('options, said', {
+    '--size 0': 'size must be', '--size big': 'size must be', '--fit crop': "fit must be one of", '--fill 300': 'fill must be', '--fill grey': 'fill must be',
+    '--disc --fill border': 'fill must be', '--digits 99': 'sizes must be', '--quick': 'quick is for the grid compare'}.items())
+def test_options_refused(options, said, coloured, tmp_path, capsys):
+    assert main(['--dataset', str(coloured), *options.split(), '--out', str(tmp_path/'out')]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path/'out').exists()
+
+
+def test_parts(tmp_path, capsys):
+    "What is set aside for validation is validated on, and what was turned in the originals is tested on."
+    g = np.random.default_rng(0)
+    for part, n in dict(train=12, valid=4, test=5).items():
+        for name, high in ('dark', 90), ('light', 256):
+            for i in range(n): save(tmp_path/'tiles'/part/name/f'{i}.png', image(g.integers(0, high, SHAPE, np.uint8)))
+    shutil.copytree(tmp_path/'tiles/test', tmp_path/'tiles/test-turned')
+    (tmp_path/'tiles/test-turned/dark/0.png').unlink()                      # not all need be there
+    how = ['--dataset', str(tmp_path/'tiles'), '--epochs', '2', '--jobs', '1', '--out', str(tmp_path/'out'), '--only']
+    assert main([*how, 'regime=upright,contender=cnn']) == 0
+    record, = map(json.loads, map(Path.read_text, (tmp_path/'out/quick/runs').glob('*.json')))
+    assert sum(map(sum, record['metrics']['confusion']['turned'])) == 9 and record['digits'] == 24 and record['config']['fill'] == 'border'
+    assert 'turned in the originals' in capsys.readouterr().out and record_fault(record) is None
+    data = load_data(record['dataset'])
+    run = replace(run_of(record), valid=3)
+    assert torch.equal(_sets(run)[1][1], data.valid[1]) and len(_sets(run)[0][1]) == 24
+
+
+def test_report(coloured, tmp_path, capsys):
+    "One command, one page: complete, with nothing from elsewhere, and a network that can be used."
+    how = ['--dataset', str(coloured), '--grid', 'compare', '--quick', '--epochs', '1', '--jobs', '1', '--out', str(tmp_path/'out'), '--title', 'My <tiles>']
+    assert main([*how, '--only', 'order!=8,model!=mixture']) == 0
+    out, = (tmp_path/'out').iterdir()
+    assert f"report: {out/'report.html'}" in capsys.readouterr().out
+    page = lxml.html.fromstring((out/'report.html').read_bytes())
+    assert page.xpath('//h1')[0].text == 'My <tiles>' and {'Dark Ones', 'light', 'GCNN C4', 'CNN, trained turned'} <= {*page.itertext()}
+    assert not page.xpath('//script') and all(src.startswith('data:') for src in page.xpath('//@src')) and not page.xpath('//link')
+    assert all(image.get('alt') for image in page.xpath('//img')) and len(page.xpath('//tr[@class="choice"]')) == 1
+    picture = next(coloured.glob('light/*.png'))
+    said = subprocess.run([sys.executable, out/'best/read.py', picture], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(str(picture)) and said.split()[-1] in ('Ones', 'light')
+    (out/'report.html').unlink()
+    assert main([*how, '--only', 'order!=8,model!=mixture']) == 0 and (out/'report.html').exists()    # from the records

@@ -163,11 +163,11 @@ def _swaps_fit(m):
 
 CONSISTENT_METRICS = {
     "each accuracy must have its confusion matrix": lambda m:
-        {'upright', 'rotated'} & {*m} <= {*m['confusion']},
+        {'upright', 'rotated', 'centred', 'turned'} & {*m} <= {*m['confusion']},
     "each confusion matrix must have its accuracy": lambda m:
         all(_is_of(c, m.get(k)) for k, c in m['confusion'].items()),
     "confusion matrices must be of the same images": lambda m:
-        _same_images(m['confusion'].values()),
+        _same_images(c for k, c in m['confusion'].items() if k != 'turned'),
     "six for nine must be at most all errors": _swaps_fit}
 
 # %% ../../nbs/study/archive.ipynb #135184c1
@@ -225,14 +225,16 @@ def _foreign(record, run):
 
 # %% ../../nbs/study/archive.ipynb #ea42316c
 @functools.lru_cache
-def _parameters(contender, in_channels, classes):
-    return count_parameters(build(contender, in_channels, classes))
+def _parameters(contender, in_channels, classes, size):
+    return count_parameters(build(contender, in_channels, classes, size))
 
 def _elsewhere(record, data):
     "Why a record isn't of the images and networks at hand, in words; None: it is."
     if found := _departure(record['hashes'], data.hashes, 'hashes.'):
         return f'it is of other images than those at hand: {found}'
-    parameters = _parameters(record['contender'], data.train[0].shape[1], data.classes)
+    channels, height, width = data.train[0].shape[1:]
+    about = channels, data.classes, min(height, width)
+    parameters = _parameters(record['contender'], *about)
     said = record['cost']['parameters']
     if said != parameters:
         return f'it is of a network with {said:,} parameters, not {parameters:,}'

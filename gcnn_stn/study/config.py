@@ -25,6 +25,7 @@ def _whole(least, most=2**63 - 1):
     return test
 
 def _real(test): return lambda v: _is_real(v) and test(v)
+def _is_share(v): return _is_real(v) and 0 <= v <= 1
 def _flag(v): return isinstance(v, bool)
 def _one_of(*names): return lambda v: isinstance(v, str) and v in names
 def _or_none(test): return lambda v: v is None or test(v)
@@ -45,6 +46,8 @@ _RULES = {
     'mean': (_or_none(_are_numbers), "None, a number or a tuple of them, one per channel"),
     'std': (_or_none(lambda v: _are_numbers(v, above=0)),
             "None, a positive number or a tuple of them, one per channel"),
+    'fill': (lambda v: v == 'border' if isinstance(v, str) else _is_share(v),
+             "a number in [0, 1], or 'border'"),
     'equivariance': (lambda v: _whole(0, 72)(v) and v != 1,   # n³ products are checked
                      "0 or an order from 2 to 72"),
     'equivariance_layer': (_or_none(lambda v: isinstance(v, str)),
@@ -68,6 +71,7 @@ class TrainConfig:
     label_smoothing:float=0.       # probability spread evenly over all classes
     mean:float|tuple|None=None     # of the pixels; None: the network's, or the images'
     std:float|tuple|None=None      # the same; a tuple has one per channel
+    fill:float|str=0.              # what turning brings in: in [0, 1], or 'border'
     equivariance:int=0             # n: log the error under C_n after each epoch; 0: don't
     equivariance_layer:str|None=None # of what this module puts out; None: of the logits
     penalty:float=0.               # weight in the loss of its square

@@ -133,7 +133,7 @@ def _penalized(forward, x, degrees, turn, config):
     group = _rotations(config.equivariance)
     start = x.new_zeros(len(x), dtype=torch.float32) if degrees is None else degrees
     on = start + 360*turn/group.order
-    seen = [_prepare(x, d, config.mean, config.std) for d in (degrees, on)]
+    seen = [_prepare(x, d, config.mean, config.std, config.fill) for d in (degrees, on)]
     logits, out = forward(torch.cat(seen))
     here, there = out.chunk(2)
     square = (there - act(group, turn, here)).square()

@@ -14,6 +14,7 @@ import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..data import _cache, _flag, on_cpu, user_path
+from ..equivariance import disc as inscribed_disc
 from .checkpoint import write_atomically
 from .images import ImageData, _pair, image_data, resize
 from .picture import _bytes, _is_grey, _picture
@@ -159,13 +161,14 @@ def _padded(x, size, fill):
     x = resize(x, (max(1, round(scale*h)), max(1, round(scale*w))))
     top, left = height - x.shape[-2], width - x.shape[-1]
     around = left//2, left - left//2, top//2, top - top//2
-    return F.pad(x, around, value=fill)
+    if fill != 'border': return F.pad(x, around, value=fill)
+    return F.pad(x.float(), around, 'replicate').byte()
 
 class _Reader:
     "How the pictures of a folder become images of one shape."
-    def __init__(self, size, fit, fill, skip_corrupt):
-        self.size, self.fit, self.fill, self.skip = size, fit, fill, skip_corrupt
-        self.skipped = []
+    def __init__(self, size, fit, fill, disc, skip_corrupt):
+        self.size, self.fit, self.fill, self.disc = size, fit, fill, disc
+        self.skip, self.skipped = skip_corrupt, []
 
     def tried(self, read, file):
         "What `read` makes of a file; None if it is damaged and may be skipped."
@@ -186,7 +189,12 @@ class _Reader:
 
     def image(self, file):
         "(1, C, H, W)"
-        x = _bytes(_picture(file))
+        x = self._sized(_bytes(_picture(file)))
+        if not self.disc: return x
+        outside = inscribed_disc(*x.shape[-2:]) == 0
+        return x.masked_fill(outside, self.fill)
+
+    def _sized(self, x):
         if self.size is None or x.shape[-2:] == self.size: return x
         if self.fit == 'cut': return resize(x, self.size)
         return _padded(x, self.size, self.fill)
@@ -198,50 +206,74 @@ def _key(path, files, *how):
             for f in files]
     return hashlib.sha256(json.dumps([how, said]).encode()).hexdigest()[:32]
 
-def _read(files, reader, name, room=np.empty):
-    "Images (N, C, H, W) of all files, in an array that `room` makes; which are whole."
+def _images(files, reader, name):
+    "The whole pictures among files, one at a time: its number and its bytes (C, H, W)."
     bar = dict(unit='file', delay=2, leave=False)
     headers = [reader.tried(_header, f) for f in tqdm(files, f'{name}: sizes', **bar)]
     whole = [i for i, header in enumerate(headers) if header]
     if not whole: raise ValueError(f"{name} must have whole pictures, got none")
-    shape = reader.shape([headers[i] for i in whole])
-    images, kept = room((len(whole), *shape), dtype=np.uint8), []
+    channels, *_ = reader.shape([headers[i] for i in whole])
     for i in tqdm(whole, f'{name}: pictures', **bar):
         x = reader.tried(reader.image, files[i])
-        if x is None: continue
-        images[len(kept)] = x[0].expand(shape[0], -1, -1)
-        kept.append(i)
-    return images if len(kept) == len(images) else images[:len(kept)], kept
+        if x is not None: yield i, x[0].expand(channels, -1, -1).contiguous().numpy()
 
-def _kept(path, files, reader, name):
-    "The same, from the cache if it is there; where none can be written, without it."
-    try: where = _cache()/'folders'/_key(path, files, reader.size, reader.fit, reader.fill)
-    except (OSError, ValueError): return _read(files, reader, name)
-    array, note = where.with_suffix('.npy'), where.with_suffix('.json')
-    try:
-        kept = json.loads(note.read_text())
-        if not reader.skip and len(kept) < len(files): raise ValueError
-        reader.skipped += [str(files[i]) for i in sorted({*range(len(files))} - {*kept})]
-        return np.load(array, mmap_mode='c'), kept
-    except (OSError, ValueError): pass
+def _read(files, reader, name, sink):
+    "Write the images of all files into `sink`; returns what is known of each."
+    found = []
+    for i, image in _images(files, reader, name):
+        sink.write(image.tobytes())
+        digest = hashlib.sha256(image.tobytes()).digest()
+        v = image.reshape(len(image), -1).astype(np.int64)
+        sums = np.stack([v.sum(1), (v*v).sum(1)])                     # (2, C)
+        found.append((i, np.frombuffer(digest, np.uint8), sums))
+    if not found: raise ValueError(f"{name} must have whole pictures, got none")
+    kept, digests, sums = map(np.array, zip(*found))
+    return dict(kept=kept, digests=digests, sums=sums, shape=(len(kept), *image.shape))
+
+# %% ../../nbs/study/folder.ipynb #43dd767d
+def _read_here(files, reader, name):
+    "Images (N, C, H, W) in memory, and what is known of each."
+    sink = io.BytesIO()
+    about = _read(files, reader, name, sink)
+    return np.frombuffer(sink.getbuffer(), np.uint8).reshape(about['shape']), about
+
+def _read_there(files, reader, name, where):
+    "Images (N, C, H, W) in a file, and what is known of each."
+    array, note = where.with_suffix('.bytes'), where.with_suffix('.npz')
     part = where.with_suffix(f'.{os.getpid()}.part')
-    def room(shape, dtype):
-        "An array in a file, or in memory if that can't be."
-        try:
-            where.parent.mkdir(parents=True, exist_ok=True)
-            return np.lib.format.open_memmap(part, 'w+', dtype, shape)
-        except OSError: return np.empty(shape, dtype)
+    where.parent.mkdir(parents=True, exist_ok=True)
     try:
-        images, kept = _read(files, reader, name, room)
-        if not part.exists(): return images, kept
-        if isinstance(images.base, np.memmap):             # some were left out
-            whole = images.copy()
-            with open(part, 'wb') as f: np.save(f, whole)
+        with open(part, 'wb') as sink: about = _read(files, reader, name, sink)
         os.replace(part, array)
-        write_atomically(note, json.dumps(kept).encode())
     finally:
         with suppress(OSError): part.unlink()
-    return np.load(array, mmap_mode='c'), kept
+    packed = io.BytesIO()
+    np.savez(packed, **about)
+    write_atomically(note, packed.getvalue())
+    return _mapped(array, about), about
+
+def _mapped(array, about):
+    return np.memmap(array, np.uint8, 'c', shape=tuple(about['shape']))
+
+def _found_there(files, reader, where):
+    "The same, if it has been read before."
+    about = dict(np.load(where.with_suffix('.npz')))
+    kept = about['kept']
+    if not reader.skip and len(kept) < len(files):
+        raise ValueError("some are damaged, and must be named")
+    images = _mapped(where.with_suffix('.bytes'), about)
+    reader.skipped += [str(files[i]) for i in sorted({*range(len(files))} - {*kept})]
+    return images, about
+
+def _kept(path, files, reader, name):
+    "Images and what is known of each, from the cache; where there is none, without it."
+    how = reader.size, reader.fit, reader.fill, reader.disc
+    try: where = _cache()/'folders'/_key(path, files, *how)
+    except (OSError, ValueError): return _read_here(files, reader, name)
+    with suppress(OSError, ValueError, KeyError, BadZipFile):
+        return _found_there(files, reader, where)
+    try: return _read_there(files, reader, name, where)
+    except OSError: return _read_here(files, reader, name)   # nothing can be written
 
 # %% ../../nbs/study/folder.ipynb #d0c46c09
 #| code-fold: show
@@ -253,16 +285,17 @@ def load_folder(
     size=None,        # height and width, or one number for both; None: as they are
     *,
     fit:str='cut',    # into that size: 'cut' out the middle, or 'pad' what is missing
-    fill:int=0,       # what is padded with, 0 … 255
+    fill=None,        # of corners that are turned in, and of what is padded: 0 … 255, or
+    # 'border', the nearest pixel; None: 'border', or 0 with a disc
+    disc:bool=False,  # fill what lies outside the largest disc, which turning brings in
     skip_corrupt:bool=False, # leave out pictures that are damaged
     seed:int=0,       # of the division, where no test part is set aside
 )->ImageData:         # with the names of the classes
     "Your own pictures as a data set."
     path = user_path(path)
     if fit not in FITS: raise ValueError(f"fit must be one of {FITS}, got {fit!r}")
-    if not isinstance(fill, int) or not 0 <= fill <= 255:
-        raise ValueError(f"fill must be a whole number from 0 to 255, got {fill!r}")
     _flag('skip_corrupt', skip_corrupt)
+    fill = _fill(fill, _flag('disc', disc))
     if not path.exists():
         raise ValueError(f"a data set must be a folder or a CSV file, got {path}, which "
                          "isn't there")
@@ -270,13 +303,25 @@ def load_folder(
     if not parts: raise ValueError(f"{path} must name pictures, got none")
     parts = _complete(path, parts, seed)
     names = _check_classes(path, parts)
-    reader = _Reader(None if size is None else _pair(size), fit, fill, skip_corrupt)
-    found = _filled(path, parts, names, reader)
+    size = None if size is None else _pair(size)
+    reader = _Reader(size, fit, fill, bool(disc), skip_corrupt)
+    found, known = _filled(path, parts, names, reader)
     if reader.skipped:
         warnings.warn(f"{len(reader.skipped)} damaged pictures are left out: "
                       f"{', '.join(reader.skipped)}", stacklevel=2)
     train, test = found.pop('train'), found.pop('test')
-    return image_data(path.stem, train, test, classes=len(names), names=names, **found)
+    return image_data(path.stem, train, test, classes=len(names), names=names, fill=fill,
+                      **known, **found)
+
+def _fill(fill, disc):
+    "What comes in from outside an image."
+    if fill is None: return 0 if disc else 'border'
+    if isinstance(fill, str) and fill == 'border' and not disc: return fill
+    if isinstance(fill, int) and not isinstance(fill, bool) and 0 <= fill <= 255:
+        return fill
+    what = '' if disc else "'border' or "
+    raise ValueError(f"fill must be {what}a whole number from 0 to 255, got {fill!r}; "
+                     "0 is black")
 
 def _complete(path, parts, seed):
     "With a part to train on and one for the test."
@@ -289,12 +334,25 @@ def _complete(path, parts, seed):
     return parts | _divided(parts['train'], seed)
 
 def _filled(path, parts, names, reader):
-    "Images and labels of each part."
+    "Images and labels of each part; and what is known of them without a look at them."
     files = {part: [(f, names.index(name)) for name, those in classes.items()
                     for f in those] for part, classes in parts.items()}
     flat = [f for those in files.values() for f, _ in those]
-    images, kept = _kept(path, flat, reader, path.name)
+    images, about = _kept(path, flat, reader, path.name)
+    kept = about['kept']
     labels = torch.tensor([y for those in files.values() for _, y in those])[kept]
     ends = np.searchsorted(kept, np.cumsum([0, *map(len, files.values())]))
-    return {part: (torch.from_numpy(images[a:b]), labels[a:b])
-            for part, a, b in zip(files, ends, ends[1:])}
+    where = {part: slice(a, b) for part, a, b in zip(files, ends, ends[1:])}
+    found = {part: (torch.from_numpy(images[s]), labels[s]) for part, s in where.items()}
+    return found, _known(about, labels, where, images[0].size)
+
+def _known(about, labels, where, size):
+    "Hashes and statistics, from those of the images."
+    hashes = {part: hashlib.sha256(about['digests'][s].tobytes()
+                                   + labels[s].numpy().tobytes()).hexdigest()
+              for part, s in where.items()}
+    whole = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    sums = about['sums'][where['train']]                          # (N, 2, C)
+    mean, square = torch.from_numpy(sums.sum(0)/(len(sums)*size/sums.shape[2]))
+    std = (square - mean**2).clamp(min=0).sqrt()
+    return dict(hash=whole, hashes=hashes, statistics=(mean/255, std/255))

@@ -18,7 +18,7 @@ from ..data import _index, _kind, _whole, content_hash
 # %% ../../nbs/study/images.ipynb #aa5e421c
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    "A set of labelled images, all of it in memory."
+    "A set of labelled images."
     name:str
     train:tuple   # images uint8 (N, C, H, W), labels int64 (N,)
     test:tuple    # the same
@@ -29,6 +29,8 @@ class ImageData:
     names:tuple=()          # of the classes, if they have any
     valid:tuple|None=None   # images and labels set aside for validation
     turned:tuple|None=None  # the test images, turned in their large originals
+    fill:object=0           # what turning brings in: 0 … 255, or 'border', what is nearest
+    hashes:dict|None=None   # of each part, if they are known; None: they can be computed
 
     @property
     def shape(self)->tuple: # (C, H, W)
@@ -42,13 +44,17 @@ class ImageData:
 
 # %% ../../nbs/study/images.ipynb #089e4911
 #| code-fold: show
+def _count_bytes(x):
+    "How often each value occurs in each channel (C, 256)."
+    each = [channel.flatten().bincount(minlength=256) for channel in x.unbind(1)]
+    return torch.stack(each)
+
 def pixel_statistics(
     x:Tensor,  # images uint8 (N, C, H, W)
 )->tuple:      # mean and standard deviation of values in [0, 1], float64 (C,) both
     "Mean and spread of each channel, by counting bytes."
     _check_bytes('images', x)
-    each = [channel.flatten().bincount(minlength=256) for channel in x.unbind(1)]
-    counts = torch.stack(each)   # (C, 256)
+    counts = sum(map(_count_bytes, x.split(10_000)))   # (C, 256)
     p = counts/counts.sum(1, keepdim=True, dtype=torch.float64)
     v = torch.arange(256, dtype=torch.float64, device=x.device)/255
     mean = p @ v
@@ -114,18 +120,22 @@ def image_data(
     classes:int=0,   # how many, even if the last ones don't occur; 0: as the labels tell
     hash:str=None,   # None: that of all images and labels
     names=(),        # of the classes
+    fill=0,          # what turning brings in: 0 … 255, or 'border'
+    statistics=None, # mean and spread of each channel (C,); None: they are counted
+    hashes=None,     # of each part, if they are known
     **parts,         # valid, turned: further images and labels
 )->ImageData:        # with all else read off the images
     "A data set from its tensors."
     train, test = _part(name, train, 'training'), _part(name, test, 'test')
-    mean, std = map(_rounded, pixel_statistics(train[0]))
+    mean, std = map(_rounded, statistics or pixel_statistics(train[0]))
     classes = _check_parts(name, train, test, std, _whole('classes', classes))
     parts = {part: _part(name, pair, part) for part, pair in parts.items()}
     for pair in parts.values(): _check_parts(name, train, pair, std, classes)
     if len(mean) == 1: mean, std = mean[0], std[0]
-    every = [t for pair in (train, test, *parts.values()) for t in pair]
-    hash = hash or content_hash(*every)
-    return ImageData(name, train, test, classes, mean, std, hash, tuple(names), **parts)
+    if hash is None:
+        hash = content_hash(*(t for pair in (train, test, *parts.values()) for t in pair))
+    return ImageData(name, train, test, classes, mean, std, hash, tuple(names), fill=fill,
+                     hashes=hashes, **parts)
 
 # %% ../../nbs/study/images.ipynb #e4f7bf2c
 def _pair(size):

@@ -95,10 +95,10 @@ def _as_they_are(model, mean, std):
     return unchanged and not isinstance(unwrapped(model), Normalized)
 
 # %% ../../nbs/study/judge.ipynb #6dcd437d
-def _seen(x, degrees, mean, std, dtype, device):
+def _seen(x, degrees, mean, std, dtype, device, fill=0):
     "What a network with weights of `dtype` on `device` sees of the images."
     if x.is_floating_point(): x = _unit(x, dtype)   # here: not every device knows float64
-    x = _prepare(_unit(x.to(device), dtype), degrees, mean, std)
+    x = _prepare(_unit(x.to(device), dtype), degrees, mean, std, fill)
     return x if dtype is None else x.to(dtype)
 
 def _ask(forward, x):
@@ -126,6 +126,7 @@ def predict(
     device=None,             # None: the model's, 'auto': the best there is
     mean:float|tuple=None,   # of the pixels; None: the model's own
     std:float|tuple=None,    # the same
+    fill=0,                  # what turning brings in: in [0, 1], or 'border'
     speed:Speed=Speed(),     # how to compute
 )->Tensor:                # logits (N, K), on the device
     "What the model says about each image, in evaluation mode."
@@ -137,7 +138,7 @@ def predict(
     angles = _angles(degrees, x, batch_size) or [None]*len(parts)
     with same_mode(model.to(device)), _computing(model, speed, device) as forward:
         model.eval()
-        return torch.cat([_ask(forward, _seen(part, a, mean, std, dtype, device))
+        return torch.cat([_ask(forward, _seen(part, a, mean, std, dtype, device, fill))
                           for part, a in zip(parts, angles)])
 
 def _angles(degrees, x, batch_size):

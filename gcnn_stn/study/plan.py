@@ -23,7 +23,8 @@ from .record import failure_path, read_record, record_path
 from .engine import inline
 from .runner import run_missing
 from .train import Speed, TrainConfig, fit, predict
-from .unit import FEW, FINE, StudyData, load_data, on_threads, run_unit
+from .unit import (FEW, FINE, StudyData, counts, load_data, on_threads,
+                                 run_unit)
 
 # %% ../../nbs/study/plan.ipynb #833f9b20
 def _seconds(f):
@@ -35,7 +36,7 @@ def _seconds(f):
 def _timed(contender, shape, classes, batch_size, device, speed, threads):
     "Seconds that a training step takes, and reading an image."
     torch.manual_seed(0)
-    n, model = 3*batch_size, build(contender, shape[0], classes)
+    n, model = 3*batch_size, build(contender, shape[0], classes, min(shape[1:]))
     x = torch.randint(256, (n, *shape), dtype=torch.uint8)
     y = torch.arange(n) % classes
     config = TrainConfig(epochs=1, batch_size=batch_size, rotate=True)
@@ -74,7 +75,7 @@ IDLE = 5e6   # FLOPs added for each image, since no network works for nothing
 
 @functools.lru_cache(maxsize=None)
 def _flops(contender, shape, classes):
-    return count_flops(build(contender, shape[0], classes), shape)
+    return count_flops(build(contender, shape[0], classes, min(shape[1:])), shape)
 
 def work_in(
     unit:tuple, # of Runs
@@ -132,7 +133,8 @@ def check_enough(
 ):
     "Refuse more images than there are."
     for dataset, digits, valid in {(run.dataset, run.digits, run.valid) for run in runs}:
-        split(len(load_data(dataset).train[0]), [digits, valid])
+        data = load_data(dataset)
+        split(len(data.train[0]), counts(data, digits, valid))
 
 def run_grid(
     runs:list,           # of Run

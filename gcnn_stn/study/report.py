@@ -25,7 +25,7 @@ from .unit import ANGLES, DIGIT_SETS
 def _row(r):
     "A record as a row."
     keep = 'id', 'contender', 'grid', 'regime', 'dataset', 'data', 'seed'
-    tested = {k: v for k, v in r['metrics'].items() if k in ('upright', 'rotated')}
+    tested = {k: v for k, v in r['metrics'].items() if k in IMAGES}
     return {k: r[k] for k in keep} | dict(
         variant=variant_of(r),
         label=r['model']['label'],
@@ -45,7 +45,11 @@ def tidy(
     return pd.DataFrame([*map(_row, records)])
 
 # %% ../../nbs/study/report.ipynb #7002d383
-IMAGES = {'upright': 'upright images', 'rotated': 'rotated images'}   # column → heading
+IMAGES = { # column → heading
+    'upright': 'upright images',
+    'rotated': 'rotated images',
+    'turned': 'turned in the originals',
+}
 
 FEW = 4   # runs for which a bootstrap has too little to draw from
 

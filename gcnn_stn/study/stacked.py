@@ -167,6 +167,7 @@ class _Pile:
     n:int          # images in a set
     mean:Tensor    # of the pixels, for each run, (R, 1, C, 1, 1) or (R, 1, 1, 1, 1)
     std:Tensor     # likewise
+    fill:object    # what turning brings in
 
     def keep(self, runs):
         "Forget the other runs."
@@ -188,13 +189,13 @@ def _pile(sets, configs, model, device):
     x, y = _ready(all_together, model, device)
     start = torch.tensor([place[id(x), id(y)]*n for x, y in sets], device=device)
     mean, std = _spread([c.mean for c in configs], x), _spread([c.std for c in configs], x)
-    return _Pile(x, y, start, n, mean, std)
+    return _Pile(x, y, start, n, mean, std, configs[0].fill)
 
 def _take(pile, idx, degrees):
     "Images (R, B, C, H, W), as seen by the networks, and labels (R, B), for idx (R, B)."
     where = idx + pile.start[:, None]
     x = _scaled(pile.x[where.flatten()])
-    if degrees is not None: x = rotate(x, degrees.flatten())
+    if degrees is not None: x = rotate(x, degrees.flatten(), pile.fill)
     return (x.unflatten(0, idx.shape) - pile.mean)/pile.std, pile.y[where]
 
 # %% ../../nbs/study/stacked.ipynb #4d50256d

@@ -118,7 +118,9 @@ def _same_everywhere(model):
 def _differentiate(forward, x, y, degrees, turn, config, share):
     "Predict, measure, differentiate; the loss times `share`, and the number read right."
     if turn: logits, more = _penalized(forward, x, degrees, turn, config)
-    else: logits, more = forward.objective(_prepare(x, degrees, config.mean, config.std), y)
+    else:
+        seen = _prepare(x, degrees, config.mean, config.std, config.fill)
+        logits, more = forward.objective(seen, y)
     loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
     loss = share*(loss if more is None else loss + more)
     if not loss.requires_grad:
@@ -334,7 +336,8 @@ def _validate(model, valid, config, generator):
     right = torch.zeros((), device=x.device)
     if len(y[share]):
         if degrees is not None: degrees = degrees[share]
-        logits = predict(model, x[share], degrees=degrees, mean=config.mean, std=config.std)
+        logits = predict(model, x[share], degrees=degrees, mean=config.mean, std=config.std,
+                         fill=config.fill)
         right = (logits.argmax(dim=1) == y[share]).sum().float()
     if world > 1: dist.all_reduce(right)
     return right.item()/len(y)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'FINE', 'ANGLES', 'FEW', 'DIGIT_SETS', 'StudyData', 'load_data', 'turned_about_mass', 'confusion',
-           'accuracy', 'measure', 'on_threads', 'run_unit', 'fresh_model', 'load_run', 'embeddings_path',
+           'accuracy', 'measure', 'on_threads', 'run_unit', 'fresh_model', 'counts', 'load_run', 'embeddings_path',
            'write_embeddings']
 
 # %% ../../nbs/study/unit.ipynb #98da7bfb
 import functools
+import hashlib
 import json
 import platform
 import time
@@ -27,7 +28,7 @@ from ..health import pose_metrics
 from ..model import count_flops, count_parameters
 from ..stn import rotation_theta, warp
 from .contender import CONTENDERS, build
-from .data import load_dataset
+from .data import described, load_dataset
 from .grid import Run, identity
 from .record import Result, weights_path
 from .stacked import fit_stacked
@@ -50,6 +51,15 @@ class StudyData:
     std:float|tuple
     hashes:dict         # of training set and of test set, its angles included
     degrees:torch.Tensor|None=None # of the test set; None: it comes turned
+    turned:tuple|None=None # the test images, turned in their large originals
+    valid:tuple|None=None  # images and labels that were set aside for validation
+    names:tuple=()         # of the classes
+    fill:float|str=0.      # what turning brings in: in [0, 1], or 'border'
+
+    def build(self, contender)->torch.nn.Module:
+        "A new network for such images, with torch's current random numbers."
+        channels, height, width = self.train[0].shape[1:]
+        return build(contender, channels, self.classes, min(height, width))
 
     @functools.cached_property
     def centred(self)->tuple|None:
@@ -63,6 +73,11 @@ SMALLEST = 28   # pixels that the networks need
 # %% ../../nbs/study/unit.ipynb #e6b04af5
 #| code-fold: true
 #| code-summary: "How the data are loaded"
+def _hashes(known, degrees):
+    "Of training set and test set, from those of a folder's parts."
+    of_test = known['test'] + known.get('turned', '') + content_hash(degrees)
+    return dict(train=known['train'], test=hashlib.sha256(of_test.encode()).hexdigest())
+
 @functools.lru_cache(maxsize=2)
 def load_data(
     name:str='mnist', # or a folder
@@ -71,16 +86,20 @@ def load_data(
     "A data set, and its test set turned once."
     data = load_dataset(name)
     if min(data.train[0].shape[-2:]) < SMALLEST:
-        data = load_dataset(name, size=SMALLEST)
+        data = load_dataset(described(name, size=SMALLEST))
     x, y = data.test
     if comes_turned := name == 'mnist-rot':
         rotated, degrees = x, torch.zeros(len(x))
     else:
-        rotated, degrees = rotate_once(x, seed)
-    hashes = dict(train=content_hash(*data.train), test=content_hash(x, y, degrees))
+        rotated, degrees = rotate_once(x, seed, data.fill)
+    test = x, y, degrees, *(data.turned or ())
+    hashes = data.hashes and _hashes(data.hashes, degrees)
+    hashes = hashes or dict(train=content_hash(*data.train), test=content_hash(*test))
     upright = None if comes_turned else (x, y)
+    fill = data.fill if data.fill == 'border' else data.fill/255
     return StudyData(data.name, data.train, upright, (rotated, y), data.classes, data.mean,
-                     data.std, hashes, None if comes_turned else degrees)
+                     data.std, hashes, None if comes_turned else degrees, data.turned,
+                     data.valid, data.names, fill)
 
 # %% ../../nbs/study/unit.ipynb #9c4de98f
 def turned_about_mass(
@@ -109,7 +128,7 @@ def confusion(
     model,    # a network
     x,        # uint8 images (N, C, H, W)
     y,        # labels (N,)
-    **kwargs, # of predict: device, mean, std, degrees
+    **kwargs, # of predict: device, mean, std, degrees, fill
 )->np.ndarray:# (classes, classes), rows true, columns read
     "Which class a network takes for which."
     return _confused(predict(model, x, **kwargs).cpu(), y)
@@ -139,12 +158,13 @@ def measure(
     **kwargs,        # of predict: device, mean, std
 )->dict:             # what a record calls metrics
     "Ask a trained network everything that the tables and figures need."
-    sets = dict(upright=data.upright, rotated=data.rotated, centred=data.centred)
+    sets = dict(upright=data.upright, rotated=data.rotated, centred=data.centred,
+                turned=data.turned)
     sets = {k: [t[:n] for t in pair] for k, pair in sets.items() if pair}
     logits = {k: predict(model, x, **kwargs).cpu() for k, (x, _) in sets.items()}
     found = {k: _confused(logits[k], y) for k, (_, y) in sets.items()}
     few = [t[:FEW] for t in sets.get('upright', sets['rotated'])]
-    turned = _by_angle(model, *few, **kwargs)
+    turned = _by_angle(model, *few, fill=data.fill, **kwargs)
     fine, swapped = [accuracy(c) for c in turned], None
     if data.name in DIGIT_SETS:
         swapped = [float((c[6, 9] + c[9, 6])/len(few[0])) for c in turned[::3]]
@@ -201,7 +221,7 @@ def fresh_model(
     "The run's network, before it has learned anything."
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        return build(run.contender, data.train[0].shape[1], data.classes)
+        return data.build(run.contender)
 
 def _sets(run):
     "Images for training and, if wanted, for validation."
@@ -212,12 +232,21 @@ def _sets(run):
 def _parts(dataset, digits, valid, seed):
     "The same split is the same tensors, which a stack stores once."
     data = load_data(dataset)
-    parts = split(len(data.train[0]), [digits, valid], seed)
-    return [tuple(t[i] for t in data.train) if len(i) else None for i in parts]
+    parts = split(len(data.train[0]), counts(data, digits, valid), seed)
+    parts = [tuple(t[i] for t in data.train) if len(i) else None for i in parts]
+    return parts if len(parts) == 2 else [*parts, data.valid]
+
+def counts(
+    data:StudyData,
+    digits:int, # to train on
+    valid:int,  # to validate on
+)->list:        # what is taken from the training images
+    "How many images go where; those set aside for validation are there already."
+    return [digits] if valid and data.valid else [digits, valid]
 
 # %% ../../nbs/study/unit.ipynb #f8046abd
 def _config(run, data):
-    return replace(run.config, mean=data.mean, std=data.std)
+    return replace(run.config, mean=data.mean, std=data.std, fill=data.fill)
 
 def _clocks():
     return dict(seconds=time.perf_counter(), cpu_seconds=time.process_time())
