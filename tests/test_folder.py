@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+import checks
+from browser import CHROMIUM, browser
 from gcnn_stn.data import rotate
 from gcnn_stn.study.__main__ import main
 from gcnn_stn.study.archive import record_fault
@@ -310,7 +312,7 @@ def test_parts(tmp_path, capsys):
     assert torch.equal(_sets(run)[1][1], data.valid[1]) and len(_sets(run)[0][1]) == 24
 
 
-def test_report(coloured, tmp_path, capsys):
+def test_report(coloured, tmp_path, capsys, request):
     "One command, one page: complete, with nothing from elsewhere, and a network that can be used."
     how = ['--dataset', str(coloured), '--grid', 'compare', '--quick', '--epochs', '1', '--jobs', '1', '--out', str(tmp_path/'out'), '--title', 'My <tiles>']
     assert main([*how, '--only', 'order!=8,model!=mixture']) == 0
@@ -320,6 +322,11 @@ def test_report(coloured, tmp_path, capsys):
     assert page.xpath('//h1')[0].text == 'My <tiles>' and {'Dark Ones', 'light', 'GCNN C4', 'CNN, trained turned'} <= {*page.itertext()}
     assert not page.xpath('//script') and all(src.startswith('data:') for src in page.xpath('//@src')) and not page.xpath('//link')
     assert all(image.get('alt') for image in page.xpath('//img')) and len(page.xpath('//tr[@class="choice"]')) == 1
+    if CHROMIUM:
+        window = request.getfixturevalue('browser')
+        for width in 1280, 390:
+            window.open(out/'report.html', width=width)
+            assert not checks.check_width(window, out/'report.html') + (checks.check_access(window, out/'report.html') if checks.AXE.exists() else [])
     picture = next(coloured.glob('light/*.png'))
     said = subprocess.run([sys.executable, out/'best/read.py', picture], capture_output=True, text=True, check=True).stdout
     assert said.startswith(str(picture)) and said.split()[-1] in ('Ones', 'light')

@@ -76,7 +76,7 @@ def _sentences(table, best, choice, good):
         first = f"Take {choice['name']}: with {_share(choice)} it is the best"
         others = len(good) - 1
         rest = (", and whatever is as good computes more." if others else
-                ", and nothing else comes near it.")
+                ", and nothing else is as good.")
     else:
         first = (f"Take {choice['name']}: {_share(choice)}, as good as the best "
                  f"({best['name']}, {_share(best)})")

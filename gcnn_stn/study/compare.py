@@ -21,6 +21,7 @@ import torch
 from .. import __version__
 from ..fold import fold
 from ..model import Normalized
+from ..sizes import check_sizes
 from .advice import TRAINED, advise, counted, standings
 from .checkpoint import write_atomically
 from .record import weights_path
@@ -271,13 +272,14 @@ def _about_folder(data, dataset):
     tests = data.rotated[1].bincount(minlength=data.classes).tolist()
     channels, height, width = x.shape[1:]
     kind = 'grey' if channels == 1 else 'in colour'
+    fits = check_sizes(data.build('gcnn-c4'), tuple(x.shape[1:])).advice()
     rows = zip(_names(data), counts, tests)
     turned = (', and these once more, turned in their large originals'
               if data.turned else '')
     return f"""
 <h2>What is in it</h2>
 <p>{len(x):,} images to train on and {sum(tests):,} for the
-test{turned}; {data.classes} classes; {width} × {height} pixels, {kind}.</p>
+test{turned}; {data.classes} classes; {width} × {height} pixels, {kind}. {_text(fits)}</p>
 {_figure(plot_sheet(data), 'A sheet of pictures, a row for each class.',
          f'The first training images of {min(ROWS, data.classes)} classes.')}
 <details><summary>Images of each class</summary>
