@@ -134,8 +134,8 @@ def _speed(args):
 
 def _data_name(args, otherwise=None):
     "A data set's name, a folder's written out, and how its images are read."
-    name = args.dataset or otherwise
-    if name and is_path(name): name = str(user_path(name).absolute())
+    name = otherwise if args.dataset is None else args.dataset
+    if is_path(name): name = str(user_path(name).absolute())
     how = {k: getattr(args, k) for k in (k.replace('-', '_') for k in READING)}
     return described(name, **how)
 

@@ -48,7 +48,7 @@ def turn_images(
 def turn_resultant(
     data:StudyData,   # images to train on and to test on
     seed:int=0,       # of the network and of the turns
-    epochs:int=3,     # visits of each of 10,000 images, copies included
+    epochs:int=6,     # visits of each of 10,000 images, copies included
 )->float:             # from 0, no up, to 1
     "How well a small CNN can say by how much an image was turned."
     x, (test, _) = _small(data.train[0]), data.upright or data.rotated
