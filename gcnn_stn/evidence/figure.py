@@ -27,7 +27,7 @@ from ..stn import SpatialTransformer
 from ..study.contender import CONTENDERS
 from ..study.grid import GRIDS, Run, select
 from ..study.unit import embeddings_path, load_data, load_run
-from ..study.archive import is_missing, read_records
+from ..study.archive import all_records, is_missing, read_records
 from ..study.report import tidy
 from ..study.record import weights_path
 from ..study.style import style
@@ -49,6 +49,7 @@ class Evidence:
         self.stand_ins = {}   # run id → the Run drawn in its place
         self.net = functools.lru_cache(None)(self._net)
         self.records = functools.lru_cache(None)(self._records)
+        self.all_records = functools.lru_cache(None)(lambda: all_records(results))
 
     def _records(self, grid:str)->list:
         "All finished records of a grid."

@@ -9,10 +9,10 @@ __all__ = ['ASKED', 'real_records', 'real_runs', 'plot_real', 'real_tables', 'bl
 import pandas as pd
 
 from .figure import Evidence, drawing
-from ..study.archive import all_records, grid_records
-from ..study.advice import TRAINED, advise
+from ..study.archive import grid_records
+from ..study.advice import TRAINED
 from ..study.contender import CONTENDERS
-from ..study.grid import GRIDS, REAL_SETS
+from ..study.grid import REAL_SETS
 from ..study.report import percent, tidy
 from ..study.style import look
 
@@ -24,8 +24,7 @@ def real_records(
     grid:str,          # a key of REAL_SETS, perhaps with -tune behind
 )->list:               # of dict
     "Records of a set of real images, whose images needn't be at hand."
-    mine = [r for r in all_records(evidence.results) if r['grid'] == grid]
-    return grid_records(grid, mine)
+    return grid_records(grid, evidence.all_records())
 
 def real_runs(
     evidence:Evidence, # what a study has left

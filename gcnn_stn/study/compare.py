@@ -10,7 +10,6 @@ __all__ = ['ROWS', 'ACROSS', 'SCRIPT', 'STYLE', 'ASKED', 'RULE', 'plot_sheet', '
 import base64
 import html
 import json
-import math
 import shutil
 import sys
 from pathlib import Path

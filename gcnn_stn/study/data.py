@@ -10,7 +10,6 @@ __all__ = ['TORCHVISION', 'SPLITS', 'DEFAULTS', 'REAL', 'OWN', 'FLAGS', 'digits'
 import inspect
 import os
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 

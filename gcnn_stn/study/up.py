@@ -8,7 +8,6 @@ __all__ = ['TURNS', 'SEEN', 'LARGEST', 'turn_images', 'turn_resultant', 'axis_re
 # %% ../../nbs/study/up.ipynb #cbf16903
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
