@@ -200,7 +200,7 @@ def test_table(name, folder):
 def test_kept(folder, tmp_path, monkeypatch):
     first = load_folder(folder)
     monkeypatch.setattr('gcnn_stn.study.folder._read', lambda *a: pytest.fail('read again'))
-    assert load_folder(folder).hash == first.hash == load_folder(str(folder), seed=0).hash
+    assert load_folder(folder).hash == first.hash == load_folder(str(folder), split=0).hash
     monkeypatch.undo()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     save(folder/'a'/'1.png', image(FLAT))

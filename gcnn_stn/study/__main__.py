@@ -48,6 +48,8 @@ READING = { # how a data set's images are read
              "for the nearest pixel, or 0 … 255; None: border, or 0 with a disc"),
     'disc': (bool, "fill the corners of all images of a folder"),
     'skip-corrupt': (bool, "leave out a folder's images that are damaged"),
+    'split': (int, "divide a folder's images anew, this number deciding how; None: the "
+              "parts that it has"),
 }
 CHANGES = {
     'seeds': (int, "paired runs of each cell"),
@@ -156,9 +158,9 @@ def _chosen(args):
     name = _data_name(args, grid.dataset)
     changes = {k: getattr(args, k) for k in CHANGES} | dict(dataset=name)
     changes['digits'] = _fewer(grid, **changes)
-    if grid.visits: changes |= _as_often(grid, args, **changes)
+    if grid.report and args.quick: changes |= _quick(grid, **changes)
     elif args.quick:
-        quick = [name for name, other in GRIDS.items() if other.visits]
+        quick = [name for name, other in GRIDS.items() if other.report]
         raise ValueError(f"quick is for the grid {', '.join(quick)}, got {args.grid}")
     runs = select(grid.runs(**changes, threads=args.threads), args.only)
     runs = _possible(runs)
@@ -170,7 +172,7 @@ def _chosen(args):
     load_data(runs[0].dataset)
     check_enough(runs)
     how = dict(device=args.device, speed=_speed(args))
-    if grid.visits: out = out/_short(name)
+    if grid.report: out = out/_short(name)
     return runs, out/'quick' if args.grid == 'quick' else out, how
 
 def _fewer(grid, digits, dataset, **_):
@@ -178,19 +180,17 @@ def _fewer(grid, digits, dataset, **_):
     if digits is not None: return digits
     data = load_data(dataset)
     there = len(data.train[0]) - sum(counts(data, 0, grid.valid))
-    return there if 0 < there < grid.digits else None
+    enough = tuple(n for n in grid.sizes if n <= there)
+    return None if enough == grid.sizes or there < 1 else enough or there
 
 QUICK = 16e12   # FLOPs of a quick grid's training
 
-def _as_often(grid, args, digits, dataset, seeds, epochs, **_):
-    "Seeds, and epochs such that a run sees as many images as the grid wants."
+def _quick(grid, dataset, seeds, **_):
+    "One seed, and as many visits as that arithmetic allows."
     data = load_data(dataset)
-    visits, n = grid.visits, digits or min(grid.digits, len(data.train[0]))
-    if args.quick:
-        shape = tuple(data.train[0].shape[1:])
-        flops = sum(_flops(c, shape, data.classes) for c, _ in grid.cells)
-        visits, seeds = min(visits, QUICK/(3*flops)), seeds or 1
-    return dict(seeds=seeds, epochs=epochs or max(1, round(visits/n)))
+    shape = tuple(data.train[0].shape[1:])
+    flops = sum(_flops(c, shape, data.classes) for c, _ in grid.cells)
+    return dict(seeds=seeds or 1, visits=min(grid.visits, QUICK/(3*flops)))
 
 def _possible(runs):
     "The runs whose networks can read the images; what is left out is said."
@@ -308,7 +308,7 @@ def _conclude(args, runs, failed, out):
     if tested := [r for r in mine if r['metrics']]:
         table = write_summary(tested, out, args.grid).to_string(index=False)
         print(f"\n{table}\n\ntables and figure: {out}/{args.grid}*")
-    if tested and GRIDS[args.grid].visits:
+    if tested and GRIDS[args.grid].report:
         ids = {run.id for run in runs}
         ours = [r for r in tested if r['id'] in ids]
         print(f"report: {write_report(runs, ours, out, args.title)}")

@@ -216,11 +216,11 @@ REAL = { # three sets of real images, in folders of these names → how they are
 
 def _real(name):
     "How a set of real images is loaded, from class folders in real/name."
-    def load(root, download):
+    def load(root, download, split=None):
         _, place = _named(root)
         places = _nearby() + [_cache()] if place is None else [place]
         for folder in (place/'real'/name for place in places):
-            if folder.is_dir(): return load_folder(folder, **REAL[name])
+            if folder.is_dir(): return load_folder(folder, split=split, **REAL[name])
         raise ValueError(f"{name} must lie in class folders in {Path('data/real')/name}, "
                          "got no such folder here, above or in the cache; the chapter "
                          "Real images says where its images come from")

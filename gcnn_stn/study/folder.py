@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..data import _cache, _flag, on_cpu, user_path
+from ..data import _cache, _flag, _whole, on_cpu, user_path
 from ..equivariance import disc as inscribed_disc
 from .checkpoint import write_atomically
 from .images import ImageData, _pair, image_data, resize
@@ -296,7 +296,8 @@ def load_folder(
     # 'border', the nearest pixel; None: 'border', or 0 with a disc
     disc:bool=False,  # fill what lies outside the largest disc, which turning brings in
     skip_corrupt:bool=False, # leave out pictures that are damaged
-    seed:int=0,       # of the division, where no test part is set aside
+    split:int|None=None, # divide all images anew, this number deciding how; None: as the
+    # parts are, or 0 where no test part is set aside
 )->ImageData:         # with the names of the classes
     "Your own pictures as a data set."
     path = user_path(path)
@@ -308,7 +309,8 @@ def load_folder(
                          "isn't there")
     parts = _from_folders(path) if path.is_dir() else _from_table(path)
     if not parts: raise ValueError(f"{path} must name pictures, got none")
-    parts = _complete(path, parts, seed)
+    if split is not None: split = _whole('split', split, 0, 2**32 - 1)
+    parts = _complete(path, _together(parts, split), split or 0)
     names = _check_classes(path, parts)
     size = None if size is None else _pair(size)
     reader = _Reader(size, fit, fill, bool(disc), skip_corrupt)
@@ -329,6 +331,14 @@ def _fill(fill, disc):
     what = '' if disc else "'border' or "
     raise ValueError(f"fill must be {what}a whole number from 0 to 255, got {fill!r}; "
                      "0 is black")
+
+def _together(parts, split):
+    "All parts in one, if they are to be divided anew; turned ones are of some only."
+    if split is None or 'all' in parts: return parts
+    whole = {}
+    for part in (p for p in parts if p != 'turned'):
+        for name, files in parts[part].items(): whole.setdefault(name, []).extend(files)
+    return dict(all=whole)
 
 def _complete(path, parts, seed):
     "With a part to train on and one for the test."

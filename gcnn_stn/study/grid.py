@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REGIMES', 'LIMITS', 'LR', 'RATES', 'QUICK', 'SMALL', 'PUBLISHED', 'ROTATED_ONLY', 'UPRIGHT_ONLY', 'LARGER_ONLY',
-           'AGAIN', 'NOT_THERE', 'DUEL', 'DUEL_TUNE', 'RING', 'BEST', 'COMPARE', 'REAL', 'REAL_SETS', 'RINGS', 'GRIDS',
-           'COMMA', 'SAID', 'Run', 'Grid', 'check_number', 'facts', 'select', 'stack', 'identity', 'run_of',
-           'variant_of']
+           'AGAIN', 'NOT_THERE', 'DUEL', 'DUEL_TUNE', 'RING', 'BEST', 'COMPARE', 'SAVING', 'REAL', 'REAL_SETS',
+           'DIVIDED', 'RINGS', 'GRIDS', 'COMMA', 'SAID', 'Run', 'Grid', 'check_number', 'facts', 'select', 'stack',
+           'identity', 'run_of', 'variant_of']
 
 # %% ../../nbs/study/grid.ipynb #52b0946f
 import hashlib
@@ -54,7 +54,7 @@ class Grid:
     about:str          # a line for those who choose
     cells:tuple        # pairs: contender, regime
     seeds:int          # paired runs of each cell
-    digits:int         # how many images to train on
+    digits:int|tuple   # how many images to train on; several: each of them
     config:TrainConfig # of all runs, but for seed and rotation
     dataset:str='mnist'      # its name, or a folder
     valid:int=0              # images to validate on, the set's own if it has some
@@ -63,16 +63,26 @@ class Grid:
     seed0:int=0        # the first seed
     test:int|None=None # images to test on; None: all; 0: validated only
     threads:int=1      # of each run
-    visits:int|None=None # of images in a run: epochs follow from it; None: as configured
+    visits:float|None=None # of images in a run: epochs follow; None: as configured
+    splits:bool=False  # is the set divided anew for each seed but the first?
+    report:bool=False  # on images of one's own, with advice at the end
+
+    @property
+    def sizes(self)->tuple:
+        "How many images its runs are trained on."
+        return self.digits if isinstance(self.digits, tuple) else (self.digits,)
 
     def runs(self,
-        **changes,     # seeds, digits, test, dataset, epochs, threads; None: as they are
+        **changes,     # seeds, digits, test, dataset, epochs, visits, threads; None: as
+        # they are
     )->list:           # of Run
         "All runs: one seed of all cells before the next seed."
         grid = _changed(self, **changes)
         seeds = range(grid.seed0, grid.seed0 + grid.seeds)
-        cells = itertools.product(seeds, grid.lrs, grid.cells)
-        return [_run(grid, _variant(self, grid), *cell) for cell in cells]
+        sized = [_sized(grid, n) for n in grid.sizes]
+        cells = itertools.product(seeds, sized, grid.lrs, grid.cells)
+        return [_run(one, _variant(self, one), seed, lr, cell)
+                for seed, one, lr, cell in cells]
 
 # %% ../../nbs/study/grid.ipynb #61e268da
 LIMITS = { # at least, at most
@@ -103,10 +113,16 @@ def _changed(grid, epochs=None, **changes):
     "The grid with some of its numbers changed."
     changes = {k: v for k, v in changes.items() if v is not None}
     for name, value in (changes | dict(epochs=epochs)).items():
-        if name in LIMITS:
-            check_number(name, value)
-    config = grid.config if epochs is None else replace(grid.config, epochs=epochs)
-    return replace(grid, **changes, config=config)
+        for one in value if isinstance(value, tuple) else (value,):
+            if name in LIMITS: check_number(name, one)
+    if epochs is not None:
+        changes |= dict(config=replace(grid.config, epochs=epochs), visits=None)
+    return replace(grid, **changes)
+
+def _sized(grid, n):
+    "The grid with so many images, and epochs that follow from the visits it wants."
+    epochs = max(1, round(grid.visits/n)) if grid.visits else grid.config.epochs
+    return replace(grid, digits=n, config=replace(grid.config, epochs=epochs))
 
 def _short(dataset):
     "A data set in the name of a file; a folder has a mark of where it lies, too."
@@ -125,10 +141,12 @@ def _variant(old, new):
 def _run(grid, variant, seed, lr, cell):
     "The run of a cell."
     contender, regime = cell
-    rate = lr or RATES.get(grid.name, LR).get(contender, grid.config.lr)
+    rate = lr or RATES.get(grid.dataset, LR).get(contender, grid.config.lr)
+    anew = grid.splits and seed > 0
+    dataset = f'{grid.dataset}?split={seed}' if anew else grid.dataset
     config = replace(grid.config, seed=seed, rotate=REGIMES[regime], lr=rate)
     variant += f'-lr{lr:g}' if lr else ''
-    return Run(contender, grid.name, regime, seed, grid.digits, config, grid.dataset,
+    return Run(contender, grid.name, regime, seed, grid.digits, config, dataset,
                grid.valid, grid.split_seed, variant, grid.test, grid.threads)
 
 # %% ../../nbs/study/grid.ipynb #1b43c9f0
@@ -171,7 +189,7 @@ LR = { # contender → the rate that tune and duel-tune found on digits
     'polar-wide': .03,
 }
 
-RATES = { # grid → rates that were found for its own images
+RATES = { # data set → rates that were found for its own images
     'blood-cells': {'cnn': .01, 'cnn-wide': .001, 'stcnn-mixture': .03, 'canonical-c8': .01,
                     'polar': .01, 'gcnn-c4': .01, 'gcnn-c8': .03, 'gcnn-d4': .003},
 }
@@ -224,6 +242,9 @@ COMPARE = (('cnn', 'upright'), ('cnn', 'rotated'), ('stcnn-mixture', 'rotated'),
            ('canonical-c8', 'upright'), ('gcnn-c4', 'upright'), ('gcnn-c8', 'upright'),
            ('gcnn-d4', 'upright'))
 
+# group networks trained on turned images, too, where few images are all there are
+SAVING = COMPARE + _cells(('gcnn-c4', 'gcnn-c8', 'gcnn-d4'), 'rotated')
+
 # on real images, as they are and turned: those of compare, and who else did well
 REAL = ('cnn', 'cnn-wide', 'stcnn-mixture', 'canonical-c8', 'polar', 'gcnn-c4', 'gcnn-c8',
         'gcnn-d4')
@@ -233,12 +254,13 @@ REAL_SETS = { # data set → images to train on, to validate on, epochs
     'land-use': (1469, 210, 40),
     'plankton': (24_300, 2997, 4),
 }
+DIVIDED = ('land-use',)   # so few images that a division of them is a matter of luck
 
 def _real(name, digits, valid, epochs):
     "The grid of a set of real images."
     return Grid(name, f"the best of each kind, on {name.replace('-', ' ')}",
                 _cells(REAL, 'upright', 'rotated'), seeds=5, digits=digits, dataset=name,
-                config=TrainConfig(epochs=epochs))
+                config=TrainConfig(epochs=epochs), splits=name in DIVIDED)
 
 def _real_tune(name, digits, valid, epochs):
     "Their learning rates, tried on the set's own validation images."
@@ -246,6 +268,12 @@ def _real_tune(name, digits, valid, epochs):
                 _cells(REAL, 'upright'), seeds=1, digits=digits, valid=valid, dataset=name,
                 config=TrainConfig(epochs=max(2, epochs//3)), lrs=(.001, .003, .01, .03),
                 seed0=1000, test=0)
+
+def _samples(name, dataset):
+    "How many images does symmetry save?"
+    return Grid(name, f"few images of {dataset}: what is each remedy worth?", SAVING,
+                seeds=3, digits=(100, 300, 1000, 3000), dataset=dataset,
+                config=TrainConfig(), visits=30_000)
 
 RINGS = {
     'centred': "the best of each kind, on digits without MNIST's mark",
@@ -284,7 +312,9 @@ GRIDS = {grid.name: grid for grid in (
     *[_real_tune(name, *about) for name, about in REAL_SETS.items()],
     Grid('compare', "your own images: each remedy against turned images, as it is meant",
          COMPARE, seeds=3, digits=50_000, config=TrainConfig(epochs=10), dataset='digits',
-         visits=60_000),
+         visits=60_000, report=True),
+    _samples('samples', 'mnist'),
+    _samples('samples-blood-cells', 'blood-cells'),
     Grid('published', "the published study: 40 configurations, three runs each",
          tuple(PUBLISHED), seeds=3, digits=50_000,
          config=TrainConfig(epochs=20, batch_size=32, schedule='constant', patience=5,
@@ -370,8 +400,10 @@ def run_of(record:dict)->Run|None:
     grid, seed = GRIDS.get(record['grid']), record['seed']
     if grid is None:
         return None
-    changes = {k: record[k] for k in ('dataset', 'digits', 'test')}
+    changes = {k: record[k] for k in ('digits', 'test')}
     changes |= dict(epochs=record['config']['epochs'], threads=record.get('threads', 1))
+    mark = f'?split={seed}' if grid.splits else ''
+    changes |= dict(dataset=record['dataset'].removesuffix(mark))
     try:
         runs = replace(grid, seed0=seed, seeds=1).runs(**changes)
     except ValueError:

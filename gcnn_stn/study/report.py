@@ -27,6 +27,7 @@ def _row(r):
     keep = 'id', 'contender', 'grid', 'regime', 'dataset', 'data', 'seed'
     tested = {k: v for k, v in r['metrics'].items() if k in IMAGES}
     return {k: r[k] for k in keep} | dict(
+        images=r['digits'],
         variant=variant_of(r),
         label=r['model']['label'],
         lr=r['config']['lr'],
@@ -208,11 +209,16 @@ def _by_angle(records):
     return pd.DataFrame(rows)
 
 # %% ../../nbs/study/report.ipynb #f31123ac
-def markdown(table:pd.DataFrame)->str:
+def markdown(
+    table:pd.DataFrame, # of what prints well
+    left:int|None=None, # columns of names; the others are numbers; None: no matter
+)->str:
     "A pipe table."
     def line(cells):
         return '| ' + ' | '.join(map(str, cells)) + ' |'
-    rows = [line(table.columns), line(['---']*table.shape[1]), *map(line, table.values)]
+    n = table.shape[1]
+    rule = ['---']*n if left is None else [':--']*left + ['--:']*(n - left)
+    rows = [line(table.columns), line(rule), *map(line, table.values)]
     return '\n'.join(rows) + '\n'
 
 def write_summary(
