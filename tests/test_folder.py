@@ -2,6 +2,7 @@
 import json, re, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lxml.html
 import numpy as np
@@ -14,7 +15,8 @@ from browser import CHROMIUM, browser
 from gcnn_stn.data import rotate
 from gcnn_stn.study.__main__ import main
 from gcnn_stn.study.archive import record_fault
-from gcnn_stn.study.data import load_dataset
+from gcnn_stn.study.compare import _how_read, read_picture
+from gcnn_stn.study.data import described, load_dataset
 from gcnn_stn.study.folder import load_folder
 from gcnn_stn.study.grid import run_of
 from gcnn_stn.study.train import predict
@@ -109,6 +111,34 @@ def test_read(name, tmp_path):
     found = pixels(load_folder(tmp_path/'tiles'))
     meant = meant.reshape(*meant.shape[:2], -1).astype(int)
     assert found.shape == (4, *meant.shape) and abs(found - meant).max() <= off
+
+
+@pytest.mark.parametrize('name', READ)
+def test_read_alone(name, tmp_path):
+    "The file that goes along with a network reads what the folder reads; compressed files are unpacked in two ways."
+    picture, how, _, off = READ[name]
+    for where in 'a', 'a/below', 'b', 'b/below': path = save(tmp_path/'tiles'/where/name, picture, **how)
+    data = load_folder(tmp_path/'tiles')
+    channels, h, w = data.shape
+    found = read_picture(path, 'L' if channels == 1 else 'RGB', (w, h), 'cut', 'border', False)
+    assert found.dtype == np.uint8 and abs(found.astype(int) - data.train[0][:1].numpy()).max() <= max(off, 1)
+
+
+FITTED = dict(cut=dict(fit='cut'), pad=dict(fit='pad'), white=dict(fit='pad', fill=255), disc=dict(fit='cut', disc=True), both=dict(fit='pad', fill=9, disc=True))
+
+@pytest.mark.parametrize('size', [(12, 12), (9, 20), (40, 32)], ids=str)
+@pytest.mark.parametrize('fitted', FITTED)
+def test_fit_alone(fitted, size, tmp_path):
+    "Cut or padded, on any ground."
+    how = FITTED[fitted]
+    smooth = np.hypot(*np.mgrid[-9:9:30j, -3:20:24j]).astype(np.float32)*9
+    for name in 'a/1', 'a/2', 'b/1', 'b/2': path = save(tmp_path/'tiles'/f'{name}.png', image(smooth.astype(np.uint8)))
+    data = load_folder(tmp_path/'tiles', size, **how)
+    run = SimpleNamespace(dataset=described(str(tmp_path/'tiles'), size=size, **how))
+    data = SimpleNamespace(train=data.train, fill=data.fill if data.fill == 'border' else data.fill/255)      # as load_data has it
+    found = read_picture(path, **_how_read(run, data))
+    off = abs(found.astype(int) - data.train[0][:1].numpy())
+    assert off.mean() < .6 and off.max() <= 1
 
 
 def text(path): path.write_text('no picture')
