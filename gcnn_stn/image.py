@@ -200,7 +200,7 @@ def _check_rotate(x):
 
 # %% ../nbs/foundations/image.ipynb #f36f0003
 def _rotate(x, grid, fill):
-    "Images less the fill, read where the grid says, times the mask; and the fill again."
+    "Images minus the fill, read where the grid says, times the mask; and the fill again."
     f = x.to(grid.dtype)
     if fill == 'border': f = _between(f, grid, padding_mode='border')
     else:

@@ -197,6 +197,11 @@ def _word(stands, those):
 # %% ../../nbs/evidence/duel.ipynb #48088196
 #| code-fold: true
 #| code-summary: "The table"
+def _runs(runs):
+    "How many there are, upright and rotated."
+    counts = [str((runs.regime == regime).sum()) for regime in REGIMES]
+    return ' + '.join(counts)
+
 @drawing('duel-table', "all networks in the ring: cost, and accuracy on rotated digits")
 def duel_table(
     evidence:Evidence, # what a study has left
@@ -209,7 +214,8 @@ def duel_table(
                 if len(d := runs[runs.regime == regime]) else '–' for regime in REGIMES}
         return {'remedy': first.kind, 'network': first.label,
                 'weights': f'{first.parameters:,}', 'MFLOPs': f'{first.mflops:.0f}',
-                'seconds': f'{runs.cpu_seconds.median():.0f}'} | read
+                'seconds': f'{runs.cpu_seconds.median():.0f}',
+                **read, 'runs': _runs(runs)}
     groups = ring.groupby('contender', sort=False)
     return pd.DataFrame([row(runs) for _, runs in groups])
 
@@ -284,8 +290,8 @@ def pose_table(
         def mean(f, form='{:.2f}'): return _mean_of(rs, lambda m: f(m['pose']), form)
         return {'trained': regime, 'network': CONTENDERS[contender]['label'],
                 'slope': mean(lambda p: p['slope']),
-                'R in a class': mean(lambda p: _within(p, 'class_R')),
-                'half turns apart': mean(lambda p: _within(p, 'class_twofold_R')),
+                'R, as directions': mean(lambda p: _within(p, 'class_R')),
+                'R, up to half a turn': mean(lambda p: _within(p, 'class_twofold_R')),
                 'error (°)': mean(lambda p: p['error'], '{:.0f}'), 'runs': len(rs)}
     found = _with(evidence, 'pose').items()
     return pd.DataFrame([row(*k, rs) for k, rs in found])

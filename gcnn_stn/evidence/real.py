@@ -100,7 +100,7 @@ def blur_table(
                              ('rotated', 'trained turned')):
             some = d[d.regime == regime]
             points = 100*(some.turned - some.rotated).mean()
-            row[said] = f'{points:+.2f}' if len(some) else '–'
+            row[said] = f'{points:+.2f}'.replace('-', '−') if len(some) else '–'
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -83,7 +83,8 @@ def _arguments():
                    help="the part of the grid that says so, such as model=gcnn,order=8; "
                         "KEY!=VALUE: that doesn't say so")
     p.add_argument('--out', default='results',
-                   help="folder for results; the quick grid writes to OUT/quick")
+                   help="folder for results; the quick grid writes to OUT/quick, the grid "
+                        "compare to a folder in OUT named after the data set")
     p.add_argument('--list', action='store_true',
                    help="list the runs, what is done and how long the others take, and "
                         "stop")

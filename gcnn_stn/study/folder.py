@@ -183,7 +183,8 @@ class _Reader:
         except Exception as e:
             if self.skip: return self.skipped.append(str(file))
             raise ValueError(f"{file} must be a whole picture, got {e}; mend or remove it, "
-                             "or leave such files out with skip_corrupt=True") from e
+                             "or leave such files out with skip_corrupt=True "
+                             "(--skip-corrupt)") from e
 
     def shape(self, headers):
         "(C, H, W) of all images."
@@ -191,7 +192,7 @@ class _Reader:
         if self.size is None and len(sizes) > 1:
             raise ValueError(f"pictures must be of one size, got {len(sizes)} from "
                              f"{sizes[0]} to {sizes[-1]} pixels; pass a size, such as "
-                             f"size={_proposed(headers)}")
+                             f"size={(n := _proposed(headers))} (--size {n})")
         return max(header[2] for header in headers), *(self.size or sizes[0])
 
     def image(self, file):
@@ -316,8 +317,8 @@ def load_folder(
     reader = _Reader(size, fit, fill, bool(disc), skip_corrupt)
     found, known = _filled(path, parts, names, reader)
     if reader.skipped:
-        warnings.warn(f"{len(reader.skipped)} damaged pictures are left out: "
-                      f"{', '.join(reader.skipped)}", stacklevel=2)
+        warnings.warn(f"left out as damaged: {len(reader.skipped)} pictures, "
+                      f"{', '.join(reader.skipped)}", stacklevel=3)
     train, test = found.pop('train'), found.pop('test')
     return image_data(path.stem, train, test, classes=len(names), names=names, fill=fill,
                       **known, **found)

@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from ..data import split
 from ..model import count_flops
 from .contender import build
 from .grid import Run, stack
@@ -134,7 +133,10 @@ def check_enough(
     "Refuse more images than there are."
     for dataset, digits, valid in {(run.dataset, run.digits, run.valid) for run in runs}:
         data = load_data(dataset)
-        split(len(data.train[0]), counts(data, digits, valid))
+        most = len(data.train[0]) - sum(counts(data, 0, valid))
+        if digits > most:
+            raise ValueError(f"digits must be at most {most:,}, as there are in "
+                             f"{data.name} to train on, got {digits:,}; ask for fewer")
 
 def run_grid(
     runs:list,           # of Run
