@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from . import turning, chart, table, duel, real, samples   # who join
+from . import turning, chart, table, duel, real, choice, samples   # join
 from ..data import user_path
 from .figure import DRAWINGS, Evidence, command, notes
 from ..study.record import csv_bytes

@@ -26,9 +26,10 @@ def counted(
 
 def standings(
     records:list,   # of dict
+    on:str|None=None, # which accuracy counts, such as 'upright'; None: that of counted
 )->pd.DataFrame:    # name, contender, regime, accuracy, runs, parameters, mflops, seconds
     "A row for each network and way of training, the best first."
-    df = tidy(records).assign(accuracy=lambda d: d[counted(records)])
+    df = tidy(records).assign(accuracy=lambda d: d[on or counted(records)])
     rows = [dict(name=d.label.iloc[0] + TRAINED[regime], contender=contender,
                  regime=regime, accuracy=d.accuracy.mean(), runs=len(d),
                  parameters=d.parameters.iloc[0], mflops=d.mflops.iloc[0],
@@ -54,9 +55,11 @@ class Advice:
 
 def advise(
     records:list, # of runs that were tested, of one data set
+    on:str|None=None, # which accuracy counts, such as 'upright'; None: that of counted
 )->Advice:
     "Take the least arithmetic among those that are as good as the best."
-    table, on = standings(records), counted(records)
+    on = on or counted(records)
+    table = standings(records, on)
     best = table.iloc[0]
     n = sum(map(sum, records[0]['metrics']['confusion'][on]))
     chance = 2*math.sqrt(2*best.accuracy*(1 - best.accuracy)/n)

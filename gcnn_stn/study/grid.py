@@ -239,8 +239,8 @@ def _cells(contenders, *regimes):
 #| code-fold: show
 # each remedy, trained in the way that suits it
 COMPARE = (('cnn', 'upright'), ('cnn', 'rotated'), ('stcnn-mixture', 'rotated'),
-           ('canonical-c8', 'upright'), ('gcnn-c4', 'upright'), ('gcnn-c8', 'upright'),
-           ('gcnn-d4', 'upright'))
+           ('canonical-c8', 'upright'), ('polar', 'upright'), ('gcnn-c4', 'upright'),
+           ('gcnn-c8', 'upright'), ('gcnn-d4', 'upright'))
 
 # group networks trained on turned images, too, where few images are all there are
 SAVING = COMPARE + _cells(('gcnn-c4', 'gcnn-c8', 'gcnn-d4'), 'rotated')
