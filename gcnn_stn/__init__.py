@@ -6,7 +6,7 @@
 __all__ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error', 'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm',
            'Downsample2d', 'GroupPool', 'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch',
            'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose', 'TIPool', 'TestTimeAverage',
-           'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'fold', 'check_sizes', 'diagnose']
+           'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'convert', 'fold', 'check_sizes', 'diagnose']
 
 # %% ../nbs/book/package.ipynb #5fcaff23
 import importlib
@@ -30,6 +30,7 @@ _HOME = {   # module → what is offered of it
     'polar': ['PolarCNN'],
     'model': ['GCNN', 'STCNN', 'CNN'],
     'steerable': ['SteerableCNN'],
+    'convert': ['convert'],
     'fold': ['fold'],
     'sizes': ['check_sizes'],
     'doctor': ['diagnose'],
@@ -72,6 +73,7 @@ if TYPE_CHECKING:   # for editors and type checkers
     from gcnn_stn.canonical import (Canonicalizer, GroupPose, MomentPose,
                                     PrincipalAxisPose)
     from gcnn_stn.coach import CoachedSTCNN
+    from gcnn_stn.convert import convert
     from gcnn_stn.copies import TestTimeAverage, TIPool
     from gcnn_stn.doctor import diagnose
     from gcnn_stn.equivariance import equivariance_error
@@ -109,4 +111,4 @@ _all_ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error',
          'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch',
          'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose',
          'TIPool', 'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN',
-         'fold', 'check_sizes', 'diagnose']
+         'convert', 'fold', 'check_sizes', 'diagnose']

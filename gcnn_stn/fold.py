@@ -347,7 +347,7 @@ def fold(
 class _Callable(ModuleType):
     "A module that does what its function of the same name does."
     def __call__(self, *args, **kwargs):
-        return self.fold(*args, **kwargs)
+        return getattr(self, self.__name__.rpartition('.')[2])(*args, **kwargs)
 
 if __name__ != '__main__':    # not in a notebook
     sys.modules[__name__].__class__ = _Callable
