@@ -6,6 +6,8 @@
 __all__ = ['SETS', 'OURS', 'sample_runs', 'plot_samples', 'images_for', 'worth', 'worth_table', 'sample_table']
 
 # %% ../../nbs/evidence/samples.ipynb #354a924b
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -105,6 +107,7 @@ def worth(
         some = runs[(runs.contender == cell[0]) & (runs.regime == cell[1])]
         return some.pivot(index='seed', columns='images', values='accuracy').dropna()
     mine, other = curves(ours), curves(theirs)
+    if n not in mine: return np.array([])
     both = mine.index.intersection(other.index)
     return np.array([images_for([*other.columns], other.loc[seed].to_numpy(),
                                 mine.loc[seed, n]) for seed in both])
@@ -112,11 +115,12 @@ def worth(
 # %% ../../nbs/evidence/samples.ipynb #1e888f02
 #| code-fold: true
 #| code-summary: "The tables"
-OURS = 'gcnn-c8', 'upright'
+OURS = ('gcnn-c8', 'upright'), ('gcnn-c8', 'rotated')   # whose images are weighed
 
 def _count(needed, images):
     "Images that are needed, over seeds, as text."
     least, most = min(images), max(images)
+    if not len(needed): return '–'
     if (needed > most).all(): return f'more than {most:,}'
     if (needed < least).all(): return f'fewer than {least:,}'
     typical = np.median(needed)
@@ -138,9 +142,9 @@ def worth_table(
         others = {label: cell for (label, *cell), _ in
                   d.groupby(['name', 'contender', 'regime'], sort=False)
                   if cell[0] in ('cnn', 'stcnn-mixture', 'canonical-c8')}
-        for n in images[:-1]:
-            needed = {label: worth(d, n, OURS, cell) for label, cell in others.items()}
-            rows.append({'images': name, 'GCNN C8 with': f'{n:,}'}
+        for ours, n in itertools.product(OURS, images[:-1]):
+            needed = {label: worth(d, n, ours, cell) for label, cell in others.items()}
+            rows.append({'images': name, 'GCNN C8 with': f'{n:,}{TRAINED[ours[1]]}'}
                         | {label: _count(of, images) for label, of in needed.items()})
     return pd.DataFrame(rows)
 
