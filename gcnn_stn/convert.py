@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .fold import _Callable, fold_layer
+from .fold import _Callable, _written_out, fold_layer
 from .group import FiniteGroup, act
 from .kernel import _check, _check_flag, _check_group
 from .layer import GroupConv2d, LiftingConv2d
@@ -342,7 +342,8 @@ class _Walk:
         for parent in [*self.model.modules()]:
             if isinstance(parent, _StandIn): continue
             for name, m in parent._modules.items():
-                if isinstance(m, _StandIn): parent._modules[name] = m.new or m.layer
+                if not isinstance(m, _StandIn): continue
+                parent._modules[name] = m.layer if m.new is None else m.new
         return y
 
 def _as_image(t):
@@ -410,26 +411,28 @@ class Converted(nn.Module):
     "An ordinary network whose features have poses, and whose answers don't."
     def __init__(
         self,
-        model:nn.Module,   # whose layers have been replaced
-        group:FiniteGroup, # the poses
-        pools,             # for each tensor of its answer: a pooling of poses, or None
+        model:nn.Module,     # whose layers have been replaced
+        group:FiniteGroup,   # the poses
+        posed,               # for each tensor of its answer: does it have poses?
+        reduce:str='mean',   # how these are forgotten
     ):
         super().__init__()
-        self.model, self.group, self.pools = model, group, pools
+        self.model, self.group, self.posed = model, group, posed
+        self.pool = PoolPoses(group.order, reduce)
 
     def forward(self, *args, **kwargs):
-        return _pooled(self.model(*args, **kwargs), self.pools)
+        return _pooled(self, self.model(*args, **kwargs), self.posed)
 
-def _pooled(y, pools):
+def _pooled(m, y, posed):
     "The same answer, without poses."
-    if isinstance(pools, dict): return {k: _pooled(y[k], p) for k, p in pools.items()}
-    if isinstance(pools, (list, tuple)): return [_pooled(t, p) for t, p in zip(y, pools)]
-    return y if pools is None else pools(y)
+    if isinstance(posed, dict): return {k: _pooled(m, y[k], p) for k, p in posed.items()}
+    if isinstance(posed, (list, tuple)):
+        return type(posed)([_pooled(m, t, p) for t, p in zip(y, posed)])
+    return m.pool(y) if posed else y
 
 @fold_layer.register
 def _converted(layer:Converted):
-    if isinstance(layer.pools, PoolPoses): return nn.Sequential(layer.model, layer.pools)
-    return layer.model if layer.pools is None else None
+    return _written_out(layer, lambda m, x: _pooled(m, m.model(x), m.posed))
 
 # %% ../nbs/networks/convert.ipynb #daee9baa
 #| code-fold: show
@@ -448,6 +451,7 @@ def convert(
 )->nn.Module:              # Converted, in the model's mode, on its device
     "An equivariant network like an ordinary one."
     _check_arguments(model, group, example, pretrained, width, reduce)
+    if not model._modules: model = nn.Sequential(model)       # a single layer
     walk = _Gates(copy.deepcopy(model).eval())
     walk.run(example)
     context = Context(group, basis, pretrained, reduce=reduce, gates=walk.found())
@@ -500,9 +504,9 @@ def _converted_copy(model, context, example):
                      if p is e.parameter), '')
         raise ValueError(f"{e.why}{name}; {e.remedy}") from e
     if not context.pretrained: _begin_anew(walk.model)
-    pool = PoolPoses(context.group.order, context.reduce)
-    def wanted(t): return pool if isinstance(t, _Watched) and t.kind == FEATURE else None
-    net = Converted(walk.model, context.group, tree_map(wanted, _as_dicts(y)))
+    def has_poses(t): return isinstance(t, _Watched) and t.kind == FEATURE
+    net = Converted(walk.model, context.group, tree_map(has_poses, _as_dicts(y)),
+                    context.reduce)
     net.lost, net.misfits = _share(context.lost), walk.misfits
     return net
 

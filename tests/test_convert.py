@@ -92,7 +92,8 @@ def test_exact(name):
         assert isinstance(new, Converted) and not new.training and not new.misfits
         y = answer(new, x)
         assert max(off(answer(new, act(C4, g, x)), act(C4, g, y)) for g in (1, 2, 3)) < 1e-4
-        assert off(answer(fold(new), x), y) < 1e-4
+        plain = fold(new)
+        assert off(answer(plain, x), y) < 1e-4 and not any(type(m).__module__.startswith('gcnn_stn') for m in plain.modules())
         if pretrained:
             each = torch.stack([act(C4, g, answer(net, act(C4, C4.inverse(g), x))) for g in range(4)])
             assert off(y, each.mean(0)) < 1e-5 and off(each[0], y) > 1e-3     # they differ, and it is their mean
@@ -147,6 +148,26 @@ WHY = { # network → pixels, what is said
 def test_refused(name):
     make, n, why = WHY[name]
     with pytest.raises(ValueError, match=why): convert(make(num_classes=3), C4, torch.randn(2, 3, n, n))
+
+
+def test_one_layer():
+    "A single convolution becomes one whose answer turns along."
+    new, x = convert(nn.Conv2d(1, 3, 3), C4, torch.randn(2, 1, 9, 9)), torch.randn(2, 1, 9, 9)
+    assert off(new(act(C4, 1, x)), act(C4, 1, new(x))) < 1e-5
+
+
+def test_several_answers():
+    "A tuple stays a tuple."
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 2)
+        def forward(self, x):
+            y = self.conv(x).relu()
+            return y, self.head(y.mean((2, 3)))
+    new, x = convert(Two(), C4, torch.randn(2, 1, 9, 9)), torch.randn(2, 1, 9, 9)
+    maps, numbers = new(x)
+    assert maps.shape == (2, 4, 9, 9) and off(new(act(C4, 1, x))[0], act(C4, 1, maps)) < 1e-5 and off(new(act(C4, 1, x))[1], numbers) < 1e-5
 
 
 def test_shared_and_unused():
