@@ -30,8 +30,8 @@ study: $(READY)  ## the main job: the quick grid on real digits (ARGS='--seeds 3
 	$(BIN)/gcnn_stn_study --grid quick --jobs 2 $(ARGS)
 
 test: $(READY) npm  ## the proof: every chapter, the pages, the wheel (ARGS=--slow for all of it)
-	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) && \
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
+	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) OMP_NUM_THREADS=1 && \
+	$(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests $(ARGS)
 
 outputs: $(READY)  ## run every notebook anew, and compare its figures and tables with those that are kept (ARGS=layers/kernel for one)
