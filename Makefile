@@ -32,7 +32,7 @@ study: $(READY)  ## the main job: the quick grid on real digits (ARGS='--seeds 3
 test: $(READY) npm  ## the proof: every chapter, the pages, the wheel (ARGS=--slow for all of it)
 	@export TEST_BEGAN=$(BEGAN) TEST_READY=$$(date +%s) OMP_NUM_THREADS=1 && \
 	$(BIN)/nbdev_test --n_workers 2 --do_print --timing && \
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests $(ARGS)
 
 outputs: $(READY)  ## run every notebook anew, and compare its figures and tables with those that are kept (ARGS=layers/kernel for one)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/test_outputs.py $(ARGS)

@@ -10,7 +10,12 @@ def pytest_addoption(parser):
 def pytest_configure(config): config.addinivalue_line('markers', 'slow: runs with --slow only')
 
 
+LONGEST = 'test_site.py', 'test_study.py', 'test_fold.py'   # files that take longest begin, so that nobody waits for them at the end
+
+
 def pytest_collection_modifyitems(config, items):
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))   # files stay together, for the others keep their order
     for item in items:
         if 'slow' in item.keywords and not config.getoption('--slow'): item.add_marker(pytest.mark.skip(reason="slow; to run it: make test ARGS=--slow"))
 

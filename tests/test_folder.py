@@ -318,7 +318,7 @@ def test_how_it_is_read(how, tmp_path):
 
 @pytest.mark.parametrize('options, said', {
     '--size 0': 'size must be', '--size big': 'size must be', '--fit crop': "fit must be one of", '--fill 300': 'fill must be', '--fill grey': 'fill must be',
-    '--disc --fill border': 'fill must be', '--digits 99': 'sizes must be', '--quick': 'quick is for the grid compare'}.items())
+    '--disc --fill border': 'fill must be', '--digits 99': 'digits must be at most', '--quick': 'quick is for the grid compare'}.items())
 def test_options_refused(options, said, coloured, tmp_path, capsys):
     assert main(['--dataset', str(coloured), *options.split(), '--out', str(tmp_path/'out')]) == 2
     assert said in capsys.readouterr().err and not (tmp_path/'out').exists()

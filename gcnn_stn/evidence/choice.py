@@ -57,13 +57,18 @@ def _on_images(evidence):
     "What the images are, and how they are trained on."
     digits = _all_digits(evidence)
     upright = _those(digits, ['upright'])
-    yield Situation(UP, 'digits, upright for ever', 'outcome', upright, 'upright')
+    yield Situation(UP, 'digits, always upright', 'outcome', upright, 'upright')
     yield Situation(UP, 'digits, upright in training only', 'duel', upright, 'rotated')
     yield Situation(UP, 'digits, turned in training', 'duel', _those(digits), 'rotated')
     for name in REAL_SETS:
         records = _those(grid_records(name, evidence.all_records()))
         said = name.replace('-', ' ')
-        if records: yield Situation(UP, said, 'real', records, counted(records))
+        if _are_all(records, name):
+            yield Situation(UP, said, 'real', records, counted(records))
+
+def _are_all(records, grid):
+    "Has every network of a grid been run? Advice from a part of them would mislead."
+    return {*GRIDS[grid].cells} <= {(r['contender'], r['regime']) for r in records}
 
 def _on_numbers(evidence):
     "How many images there are."
@@ -71,13 +76,14 @@ def _on_numbers(evidence):
         records = grid_records(few, evidence.all_records())
         for n in GRIDS[few].sizes:
             some = _those(r for r in records if r['digits'] == n)
-            if some: yield Situation(MANY, f'{n:,} {name}', 'samples', some, on)
+            if _are_all(some, few):
+                yield Situation(MANY, f'{n:,} {name}', 'samples', some, on)
 
 def _on_budgets(evidence):
     "What a network may compute."
     records = grid_records('blood-cells', evidence.all_records())
     plain = [r['cost']['flops'] for r in records if r['contender'] == 'cnn']
-    for said, times in BUDGETS.items() if plain else ():
+    for said, times in BUDGETS.items() if _are_all(records, 'blood-cells') else ():
         some = _those(records, most=times and times*plain[0])
         yield Situation(COST, f'blood cells, {said}', 'real', some, 'turned')
 
