@@ -6,8 +6,6 @@
 __all__ = ['Posed', 'PerPose', 'AcrossPoses', 'PosedLinear', 'PoolPoses']
 
 # %% ../nbs/networks/posed.ipynb #d673603c
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +14,7 @@ from .group import FiniteGroup
 from .kernel import _check, _check_group, _check_whole
 from .layer import GroupConv2d, LiftingConv2d
 from .norm import GroupBatchNorm
-from .pool import REDUCE, _check_reduce
+from .pool import _check_reduce
 
 # %% ../nbs/networks/posed.ipynb #fb13dfb0
 #| code-fold: show
