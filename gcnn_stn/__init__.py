@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error', 'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm',
-           'Downsample2d', 'GroupPool', 'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch',
-           'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose', 'TIPool', 'TestTimeAverage',
-           'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'convert', 'fold', 'check_sizes', 'diagnose']
+           'Downsample2d', 'GroupPool', 'GlobalPool', 'GroupConvTranspose2d', 'SeparableGroupConv2d',
+           'SpatialTransformer', 'watch', 'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose',
+           'GroupPose', 'TIPool', 'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'convert',
+           'fold', 'check_sizes', 'diagnose']
 
 # %% ../nbs/book/package.ipynb #5fcaff23
 import importlib
@@ -21,6 +22,7 @@ _HOME = {   # module → what is offered of it
     'layer': ['LiftingConv2d', 'GroupConv2d'],
     'norm': ['GroupBatchNorm'],
     'pool': ['Downsample2d', 'GroupPool', 'GlobalPool'],
+    'transposed': ['GroupConvTranspose2d'],
     'separable': ['SeparableGroupConv2d'],
     'stn': ['SpatialTransformer'],
     'health': ['watch'],
@@ -89,6 +91,7 @@ if TYPE_CHECKING:   # for editors and type checkers
     from gcnn_stn.sizes import check_sizes
     from gcnn_stn.steerable import SteerableCNN
     from gcnn_stn.stn import SpatialTransformer
+    from gcnn_stn.transposed import GroupConvTranspose2d
 
 # %% ../nbs/book/package.ipynb #703a43dd
 __version__ = "0.1.0"
@@ -108,7 +111,8 @@ gcnn_stn.study, figures and tables in gcnn_stn.evidence.
 
 _all_ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error',
          'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'Downsample2d', 'GroupPool',
-         'GlobalPool', 'SeparableGroupConv2d', 'SpatialTransformer', 'watch',
+         'GlobalPool', 'GroupConvTranspose2d', 'SeparableGroupConv2d',
+         'SpatialTransformer', 'watch',
          'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose',
          'TIPool', 'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN',
          'convert', 'fold', 'check_sizes', 'diagnose']

@@ -32,6 +32,7 @@ from .stn import AreaPool2d, LocalizationNet, PublishedLocalizationNet
 from .stn import SpatialLayerNorm, SpatialTransformer, _grid, _similar, _theta
 from .stn import _zoomed
 from .subgroup import CosetPool, Restrict
+from .transposed import GroupConvTranspose2d
 from .wiring import Links, _hooked, _is_conv, _is_fixed, _put_on, _unfolded
 
 # %% ../nbs/networks/fold.ipynb #38137ef6
@@ -39,25 +40,30 @@ def plain_conv2d(
     filters:Tensor,          # (C_out, C_in/groups, k, k)
     bias:Tensor|None=None,   # (C_out,)
     stride:int=1,            # the options are those of nn.Conv2d
-    padding:int=0,           # with zeros
+    padding:int=0,           # pixels on each side
     dilation:int=1,          # pixels from one weight of a filter to the next
     groups:int=1,            # of channels
+    padding_mode:str='zeros', # likewise
 )->nn.Conv2d:                # with copies of the filters and the bias
     "An `nn.Conv2d` with given filters."
     c_out, c_in, *size = filters.shape
-    options = dict(bias=False, device='meta')        # no memory yet
+    options = dict(padding_mode=padding_mode, bias=False, device='meta')   # no memory yet
     conv = nn.Conv2d(c_in*groups, c_out, size, stride, padding, dilation, groups, **options)
     conv.weight = nn.Parameter(filters.detach().clone())
     if bias is not None: conv.bias = nn.Parameter(bias.detach().clone())
     return conv
 
-def _bake(layer):
-    "The filter bank of a layer, as a convolution."
+def _bank(layer):
+    "The filters of a layer in all poses, and the bias of each."
     with _no_autocast(layer.weight): filters = layer.filters()
     bias = layer.bias
     if bias is not None: bias = bias.repeat_interleave(layer.group.order)   # (C,) → (C·G,)
-    options = layer.stride, layer.padding, layer.dilation, layer.groups
-    return plain_conv2d(filters, bias, *options)
+    return filters, bias
+
+def _bake(layer):
+    "The filter bank of a layer, as a convolution."
+    names = 'stride', 'padding', 'dilation', 'groups', 'padding_mode'
+    return plain_conv2d(*_bank(layer), **{n: getattr(layer, n) for n in names})
 
 # %% ../nbs/networks/fold.ipynb #33b04a0e
 @singledispatch
@@ -91,6 +97,16 @@ def _lifting(layer:LiftingConv2d):
 @fold_layer.register(DepthwiseGroupConv2d)
 def _group_conv(layer):
     return nn.Sequential(nn.Flatten(1, 2), _bake(layer), _unfold(layer))
+
+@fold_layer.register
+def _transposed(layer:GroupConvTranspose2d):
+    filters, bias = _bank(layer)                  # (C_in·G, C_out/groups·G, k, k)
+    c_in, c_out, *size = filters.shape
+    new = nn.ConvTranspose2d(c_in, c_out*layer.groups, size, layer.stride, layer.padding, 0,
+                             layer.groups, False, layer.dilation, device='meta')
+    new.weight = nn.Parameter(filters.detach().clone())
+    if bias is not None: new.bias = nn.Parameter(bias.detach().clone())
+    return nn.Sequential(nn.Flatten(1, 2), new, _unfold(layer))
 
 # %% ../nbs/networks/fold.ipynb #04516f72
 def _in_turn(layer, *names):
@@ -129,8 +145,8 @@ def _each_pose(forward):
 def _reduced(x, how, dims): return x.mean(dims) if how == 'mean' else x.amax(dims)
 
 def _global_pool(m, x): # to which an image is a feature with one pose
-    x = _reduced(x, m.space, (-2, -1)).unsqueeze(-1).flatten(2)   # (B, C, G)
-    return _reduced(x, m.pose, 2)
+    x = _reduced(x, m.space, (-2, -1))                            # (B, C[, G])
+    return x if m.pose is None else _reduced(x.unsqueeze(-1).flatten(2), m.pose, 2)
 
 def _widened(x): return x*x.new_ones(1, dtype=torch.float32)        # float32 or wider
 

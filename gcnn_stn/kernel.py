@@ -18,14 +18,15 @@ from .image import on_cpu
 # %% ../nbs/layers/kernel.ipynb #e2b9e8e5
 def pixel_basis(
     group:FiniteGroup, # every element must map the pixel grid to itself
-    kernel_size:int,   # k, odd
+    kernel_size:int,   # k, odd or even
 )->Tensor:             # (G, k², k²), permutations
     "One weight per pixel, exactly permuted."
     _check_group(group)
     if not all(group.lattice):
         raise ValueError("basis 'pixel' needs a group that maps the grid to itself "
                          f"(C1, C2, C4, D1, D2, D4), got {group}; use 'harmonic'")
-    return interpolated_basis(group, kernel_size)
+    _check_whole(kernel_size=kernel_size)
+    return _moved_pixels(group, kernel_size)
 
 # %% ../nbs/layers/kernel.ipynb #3226f4e0
 def _check(ok, message):
@@ -66,7 +67,7 @@ def _check_size(kernel_size):
     whole = isinstance(kernel_size, Integral) and not isinstance(kernel_size, bool)
     _check(whole and kernel_size > 0 and kernel_size % 2,
            f"kernel_size must be odd, one whole number with a central pixel to turn about, "
-           f"got {kernel_size!r}; use 3, 5, 7, …")
+           f"got {kernel_size!r}; use 3, 5, 7, …, or basis 'pixel' on C4 or D4")
 
 def _check_factory(device, dtype):
     "What new tensors are made with, as in PyTorch."
@@ -89,8 +90,12 @@ def interpolated_basis(
     _check_size(kernel_size)
     modes = ['bilinear', 'bicubic', 'nearest']
     _check(mode in modes, f"mode must be one of {', '.join(modes)}, got {mode!r}")
+    return _moved_pixels(group, kernel_size, mode)
+
+def _moved_pixels(group, kernel_size, mode='bilinear'):
+    "Every pixel of a kernel by itself, moved by every element (G, k², k²)."
     unit = torch.eye(kernel_size**2, dtype=torch.float64)
-    unit = unit.unflatten(1, (1, kernel_size, kernel_size))     # every pixel by itself
+    unit = unit.unflatten(1, (1, kernel_size, kernel_size))
     def moved(g): return transform_image(unit, group.matrix(g), mode).flatten(1)
     return torch.stack([moved(g) for g in group.elements()])
 
@@ -178,14 +183,13 @@ def _basis_of(group, basis):
 @on_cpu
 def basis_operator(
     group:FiniteGroup,   # its elements turn and mirror the kernel
-    kernel_size:int,     # k, odd
+    kernel_size:int,     # k, odd; with basis 'pixel' even, too
     # 'pixel', 'harmonic', 'wide', 'bilinear' or 'bicubic';
     # None: 'pixel' where it is exact, else 'harmonic'
     basis:str|None=None,
 )->Tensor:               # R (G, P, k²), float64: weights (…, P) @ R[g] are the copies
     "The linear map from the P weights of a kernel to its transformed copies."
     _check_group(group)
-    _check_size(kernel_size)
     basis = _basis_of(group, basis)
     names = ', '.join(BASES)
     _check(basis in list(BASES), f"basis must be one of {names} or None, got {basis!r}")

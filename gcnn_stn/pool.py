@@ -46,14 +46,14 @@ class GlobalPool(nn.Module):
     def __init__(
         self,
         space:str='mean', # over positions, 'mean' or 'max'
-        pose:str='max',   # over poses, 'mean' or 'max'
+        pose:str|None='max', # over poses, 'mean' or 'max'; None keeps them
     ):
         super().__init__()
         _check_reduce('space', space)
-        _check_reduce('pose', pose)
+        if pose is not None: _check_reduce('pose', pose)
         self.space, self.pose = space, pose
 
-    def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C)
+    def forward(self, x:Tensor)->Tensor: # (B, C, G, H, W) or (B, C, H, W) → (B, C[, G])
         _check_maps(x)
         H, W = x.shape[-2:]
         some = not _are_numbers(H, W) or min(H, W) > 0
@@ -62,7 +62,7 @@ class GlobalPool(nn.Module):
         if _is_by_pixel(x):                  # for a gradient that lies as x does
             x, axes = x.movedim((-2, -1), (1, 2)), (1, 2)
         x = REDUCE[self.space](x, axes)
-        return REDUCE[self.pose](x, 2) if x.ndim == 3 else x
+        return REDUCE[self.pose](x, 2) if x.ndim == 3 and self.pose else x
 
 # %% ../nbs/layers/pool.ipynb #476aa2f8
 class _PerPose:

@@ -95,22 +95,36 @@ class MaxBlurPool2d(BlurPool2d):
 
 # %% ../nbs/layers/sampling.ipynb #2e486f01
 class Upsample2d(_Resample):
-    "Enlarge height and width by a whole factor; exact under quarter turns at every size."
+    "Enlarge height and width by a whole factor, or to a size; exact under quarter turns."
     def __init__(
         self,
         scale:int=2,           # how many times as high and as wide
-        mode:str='bilinear',   # or 'nearest'
+        mode:str='bilinear',   # or 'nearest', for whole factors
+        *,
+        size:int|tuple|None=None, # new height and width in pixels, in place of a scale
     ):
         super().__init__()
         _check_whole(scale=scale)
         known = mode in ('bilinear', 'nearest')
         _check(known, f"mode must be 'bilinear' or 'nearest', got {mode!r}")
-        self.scale, self.mode = scale, mode
+        _check(size is None or mode == 'bilinear', "mode must be 'bilinear' with a size, got "
+               f"{mode!r}, which prefers a side there; use a whole scale")
+        self.scale, self.mode, self.size = scale, mode, _pair(size)
 
-    def resample(self, x): # (B, C, s·H, s·W)
+    def resample(self, x): # (B, C, s·H, s·W), or of the size
         H, W = x.shape[-2:]
-        size = [self.scale*H, self.scale*W]
+        size = self.size or [self.scale*H, self.scale*W]
         corners = False if self.mode == 'bilinear' else None
         return F.interpolate(x, size, mode=self.mode, align_corners=corners)
 
-    def extra_repr(self): return f'scale={self.scale}, mode={self.mode!r}'
+    def extra_repr(self):
+        how = f'size={self.size}' if self.size else f'scale={self.scale}'
+        return f'{how}, mode={self.mode!r}'
+
+def _pair(size):
+    "Height and width."
+    if size is None: return None
+    pair = list(size) if isinstance(size, (tuple, list)) else [size, size]
+    _check(len(pair) == 2, f"size must be a number or (height, width), got {size!r}")
+    _check_whole(height=pair[0], width=pair[1])
+    return pair

@@ -44,16 +44,17 @@ class DepthwiseGroupConv2d(_GroupConvBase):
         group:FiniteGroup, # the poses
         *,
         stride:int=1,      # the options are those of nn.Conv2d
-        padding:int=0,     # with zeros
+        padding:int|str=0, # pixels on each side, 'same' or 'valid'
         dilation:int=1,    # pixels from one weight of a kernel to the next
         bias:bool=True,    # one number for each channel
+        padding_mode:str='zeros', # or 'circular', 'reflect', 'replicate'
         basis:str|None=None, # as in GroupConv2d
         device=None,       # of the weights
         dtype=None,        # of the weights
     ):
         super().__init__(
             channels, channels, kernel_size, group, stride, padding,
-            dilation, channels, bias, basis, None, device, dtype, ())
+            dilation, channels, bias, padding_mode, basis, None, device, dtype, ())
         self.groups = channels*group.order         # of the one conv2d: every map by itself
 
     def filters(self)->Tensor: # (C·G, 1, k, k)
@@ -66,7 +67,7 @@ class DepthwiseGroupConv2d(_GroupConvBase):
             wanted = f"(B, {self.in_channels}, {self.group.order}, H, W) on {self.group}"
             raise ValueError(f"a depthwise group convolution takes features {wanted}, "
                              f"got {tuple(x.shape)}")
-        maps = x.flatten(1, 2)
+        maps = self._padded(x).flatten(1, 2)
         if x.is_cpu and not _is_open(x) and not _transformed(): return self._on_cpu(maps)
         return self._convolve(maps, self.cached_filters())
 
@@ -91,10 +92,11 @@ class SeparableGroupConv2d(nn.Module):
         group:FiniteGroup, # the poses, of input and output
         *,
         stride:int=1,      # of the second step, as in nn.Conv2d
-        padding:int=0,     # likewise, with zeros
+        padding:int|str=0, # likewise
         dilation:int=1,    # likewise
         groups:int=1,      # of channels, in the mixing
         bias:bool=True,    # one number for each channel, in the second step
+        padding_mode:str='zeros', # of the second step
         basis:str|None=None, # as in GroupConv2d
         device=None,       # of the weights
         dtype=None,        # of the weights
@@ -102,7 +104,7 @@ class SeparableGroupConv2d(nn.Module):
         super().__init__()
         made = dict(device=device, dtype=dtype)
         look = dict(stride=stride, padding=padding, dilation=dilation)
-        look |= dict(bias=bias, basis=basis)
+        look |= dict(bias=bias, padding_mode=padding_mode, basis=basis)
         self.mix = GroupPointwise(
             in_channels, out_channels, group, groups=groups, bias=False, **made)
         self.spatial = DepthwiseGroupConv2d(

@@ -35,6 +35,21 @@ class UNet(nn.Module):
         return self.out(torch.cat([one, up], 1))
 
 
+class Decoder(nn.Module):
+    "Strided down, by transposed convolutions up: with a kernel as large as its stride, with one twice as large, depthwise, and in mirrored surroundings."
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.patch, self.down = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 16, 4, 2, 1, padding_mode='reflect')
+        self.up, self.norm = nn.ConvTranspose2d(16, 8, 2, 2, bias=False), nn.BatchNorm2d(8)
+        self.last, self.each = nn.ConvTranspose2d(16, 8, 4, 2, 1, groups=2), nn.ConvTranspose2d(8, 8, 3, 1, 1, groups=8)
+        self.out = nn.Conv2d(8, num_classes, 3, padding='same', padding_mode='circular')
+
+    def forward(self, x):
+        one = self.patch(x).relu()
+        two = self.norm(self.up(self.down(one).relu())).relu()
+        return self.out(self.each(self.last(torch.cat([one, two], 1)).relu()))
+
+
 class Attentive(nn.Module):
     "Squeeze and excitation by linear layers, dense blocks of tokens, channels last, a head of several layers."
     def __init__(self, num_classes=3):
@@ -57,7 +72,7 @@ NETS = { # made how, pixels that fit
     'resnext': (partial(resnet.ResNet, resnet.Bottleneck, [1]*4, groups=8, width_per_group=8), 33),
     'densenet': (partial(models.DenseNet, 8, (2, 2, 2, 2), 16), 61), 'mobilenet_v2': (models.mobilenet_v2, 33),
     'efficientnet_b0': (models.efficientnet_b0, 33), 'squeezenet1_1': (models.squeezenet1_1, 63), 'mnasnet0_5': (models.mnasnet0_5, 33),
-    'lraspp': (lraspp, 65), 'unet': (UNet, 32), 'attentive': (Attentive, 16),
+    'lraspp': (lraspp, 65), 'unet': (UNet, 32), 'decoder': (Decoder, 32), 'attentive': (Attentive, 16),
 }
 
 
@@ -100,7 +115,7 @@ def test_exact(name):
     assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
 
 
-@pytest.mark.parametrize('name', ['unet', 'attentive'])
+@pytest.mark.parametrize('name', ['unet', 'decoder', 'attentive'])
 def test_trained(name):
     "A few steps of training: finite, less loss, and still equivariant; the state goes through a file's dictionary."
     net, x = made(name)
@@ -139,7 +154,7 @@ def test_width(width):
 WHY = { # network → pixels, what is said
     'vgg11_bn': (models.vgg11_bn, 64, r'classifier\.0 \(Linear\) reads each place'),
     'shufflenet': (models.shufflenet_v2_x1_0, 65, r'the code of the network itself mixes'),
-    'convnext': (models.convnext_tiny, 64, r'features\.0\.0: kernel_size must be odd'),
+    'convnext': (models.convnext_tiny, 64, r'meets features .*\(features\.1\.0\.layer_scale\)'),
     'vit': (partial(models.VisionTransformer, 35, 5, 1, 2, 8, 8), 35, r'meets features .*\(class_token\)|must not know numbers of channels'),
 }
 
@@ -148,6 +163,32 @@ WHY = { # network → pixels, what is said
 def test_refused(name):
     make, n, why = WHY[name]
     with pytest.raises(ValueError, match=why): convert(make(num_classes=3), C4, torch.randn(2, 3, n, n))
+
+
+ALONE = { # a layer behind a convolution → what is said
+    'oblong': (nn.Conv2d(4, 4, (3, 1)), 'conv: kernel_size must be the same for height and width'),
+    'strides': (nn.Conv2d(4, 4, 3, (1, 2)), 'conv: stride must be the same'),
+    'half': (nn.Conv2d(4, 4, 2, padding='same'), 'conv: padding=.same. must be the same on both sides'),
+    'one side': (nn.ConvTranspose2d(4, 4, 3, 2, 1, 1), 'conv: output_padding must be 0'),
+}
+
+
+@pytest.mark.parametrize('name', ALONE)
+def test_refused_layers(name):
+    layer, why = ALONE[name]
+    net = nn.Sequential()
+    net.add_module('lift', nn.Conv2d(3, 4, 3))
+    net.add_module('conv', layer)
+    with pytest.raises(ValueError, match=why): convert(net, C4, torch.randn(2, 3, 9, 9))
+    if name != 'strides': assert type(convert(net[:1], C4, torch.randn(2, 3, 9, 9))) is Converted
+
+
+def test_even_kernels_need_pixels():
+    "On C8 there is no basis for them, and it is said."
+    with pytest.raises(ValueError, match=r"stem: kernel_size must be odd.*basis 'pixel' on C4"):
+        net = nn.Sequential()
+        net.add_module('stem', nn.Conv2d(3, 4, 4, 4))
+        convert(net, CyclicGroup(8), torch.randn(2, 3, 16, 16))
 
 
 def test_one_layer():

@@ -72,7 +72,7 @@ class Case:
 def case_name(
     kind:str,   # a name in KINDS
     **settings, # the rest has defaults
-)->str:
+)->str:         # with all settings
     "The full name of a case."
     return Case.parse(f'{kind}/' + ','.join(f'{k}={v}' for k, v in settings.items())).name
 

@@ -254,6 +254,7 @@ def plot_angles(
                 if (c, regime) == (name, 'upright') and 'by_fine_angle' in r['metrics']]
         if not fine or np.mean(fine) < .9: continue
         line = look(name) | dict(marker=None, label=CONTENDERS[name]['label'])
+        if kind_of(name) == 'fixed pose': line['ls'] = '-'   # beside the learned one
         ax.plot([*FINE, 360], [*(m := 100*np.mean(fine, axis=0)), m[0]], **line)
     ax.set(xlabel='angle (degrees)', ylabel='digits read (%)', xticks=range(0, 361, 45),
            xlim=(0, 360))
@@ -289,7 +290,7 @@ def pose_table(
     def row(contender, regime, rs):
         def mean(f, form='{:.2f}'): return _mean_of(rs, lambda m: f(m['pose']), form)
         return {'trained': regime, 'network': CONTENDERS[contender]['label'],
-                'slope': mean(lambda p: p['slope']),
+                'slope': mean(lambda p: p['slope']), 'its R': mean(lambda p: p['R']),
                 'R, as directions': mean(lambda p: _within(p, 'class_R')),
                 'R, up to half a turn': mean(lambda p: _within(p, 'class_twofold_R')),
                 'error (°)': mean(lambda p: p['error'], '{:.0f}'), 'runs': len(rs)}

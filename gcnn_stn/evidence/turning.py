@@ -165,7 +165,7 @@ def _draw_turn(row, m, k):
     row[0].imshow(m.digits[k, 0], vmin=0, vmax=1, interpolation='none')
     row[0].set_ylabel(f'{90*k}°', rotation=0, ha='right', va='center')
     for h in range(n): row[1 + h].imshow(m.maps[k, h], **scale)
-    row[1 + m.framed[k]].spines[:].set(visible=True, color=FRAME, linewidth=2.5)
+    if n > 1: row[1 + m.framed[k]].spines[:].set(visible=True, color=FRAME, linewidth=2.5)
     row[n + 1].imshow(m.back[k], **scale)
     row[n + 1].annotate(f'{m.differs[k]:.0%}', (1, .5), (4, 0), xycoords='axes fraction',
                         textcoords='offset points', va='center')
