@@ -40,6 +40,8 @@ _HOME = {   # module → what is offered of it
 _OFFERED = {name: module for module, names in _HOME.items() for name in names}
 
 # %% ../nbs/book/package.ipynb #3e0a6ddb
+#| code-fold: true
+#| code-summary: "Source of both functions"
 def __getattr__(name):
     "A name that is asked for, from the module that has it."
     if name not in _OFFERED:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # %% ../nbs/layers/cache.ipynb #7e10f72f
 #| code-fold: show
+#| code-summary: "How a watcher is noticed"
 def _transformed():
     "Is a compiler, an exporter, a tracer, a transform or a mode that fakes or counts here?"
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -25,6 +26,8 @@ def _watched():
     return torch.is_grad_enabled() or _transformed()
 
 # %% ../nbs/layers/cache.ipynb #9ee6d2e2
+#| code-fold: true
+#| code-summary: "Which weights one can look at, and what else filters depend on"
 def _readable(t):
     "Can one look at the numbers of `t`, and at once?"
     return t.is_cpu and t.layout == torch.strided and type(t) in (nn.Parameter, Tensor)

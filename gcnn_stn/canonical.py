@@ -110,6 +110,8 @@ class MomentPose(_Pose):
 # %% ../nbs/transformers/canonical.ipynb #ca0axis
 class PrincipalAxisPose(_Pose):
     "The longest axis through the centre of mass; it points to the side of the longer tail."
+    def __init__(self): super().__init__()
+
     def vector(self,
         x:Tensor, # images (B, C, H, W), floating
     )->Tensor:    # as long as the image is: 0 if round, 1 if a line (B, 2)

@@ -169,8 +169,8 @@ def _conv2d(layer:nn.Conv2d, x, kind, context):
 def _conv_transpose2d(layer:nn.ConvTranspose2d, x, kind, context):
     if kind == INVARIANT: return layer, kind
     if kind == IMAGE:
-        raise _Refusal(f"{context.path} (ConvTranspose2d) gets an image, which has no poses "
-                       "yet", "let a convolution come before it")
+        raise _Refusal(f"{context.path} (ConvTranspose2d) gets an image, which has no "
+                       "poses yet", "let a convolution come before it")
     return _convolution(GroupConvTranspose2d, layer, x, kind, context,
                         output_padding=layer.output_padding)
 
@@ -413,7 +413,7 @@ def convert(
     group:FiniteGroup, # the poses
     example,           # an input such as it will get, of images; or a tuple of inputs
     *,
-    pretrained:bool=False, # keep its weights: the answer is then its average over the turns
+    pretrained:bool=False, # keep its weights: on C4 and D4 its average over the turns
     width:str='same',      # channels stay; or keep about as many 'parameters' or 'flops'
     basis:str|None=None,   # of kernels, as for GroupConv2d
     reduce:str='mean',     # how poses are forgotten, or 'max'

@@ -90,7 +90,8 @@ def _worst(errors, elements):
 def _row(r):
     "A row of the report's table."
     name = f'**{r.layer}**' if r.cause else r.layer
-    errors = f'{r.lattice:.0e} | {r.between:.1%} | {r.floor:.1%} | {r.gathered:.1%}'
+    lattice = f'{r.lattice:.1%}' if r.lattice >= 5e-4 else f'{r.lattice:.0e}'
+    errors = f'{lattice} | {r.between:.1%} | {r.floor:.1%} | {r.gathered:.1%}'
     return f'| {name} | {r.reads} | {errors} | {r.cause} |'
 
 def _verdict(f):
@@ -118,10 +119,10 @@ def _plot_angles(d, ax):
 
 def _plot_worst(table, ax):
     "A row of marks for each layer, with its cause."
-    marks = dict(lattice=('o', 'black'), between=('s', 'white'), floor=('|', 'black'))
-    for column, (mark, fill) in marks.items():
+    marks = dict(lattice=('o', 4), between=('s', 8), floor=('|', 12))   # none hides another
+    for column, (mark, size) in marks.items():
         ax.semilogx(table[column].clip(1e-8), range(len(table)), mark, label=column,
-                    ms=10 if mark == '|' else 5, color='black', mfc=fill)
+                    ms=size, color='black', mfc='none' if mark == 's' else 'black')
     for i, cause in enumerate(table.cause):
         ax.annotate(cause, (1.3e-8, i), va='center', fontsize=10, weight='bold')
     ax.set(title='worst of each', xlim=(4e-9, 2))
@@ -294,9 +295,11 @@ def _input_note(t, total, guilty):
     "What turning x there and back does to x, and to the answer."
     G, between = t.group, between_turns(t.group)
     lattice = [g for g in G.elements() if G.lattice[g]]
-    whole = ""
-    if guilty and total[-1, lattice].max() < 1e-5:
+    whole, worst = "", total[-1, lattice].max().item()
+    if guilty and worst < 1e-5:
         whole = "On these images the answer is exact on the lattice nonetheless. "
+    elif worst >= 1e-5:
+        whole = f"At lattice turns the answer moves by up to {worst:.2%}. "
     if not between:
         return (f"{whole}The elements of {G} map the pixel grid to itself: nothing is "
                 "interpolated.")
@@ -308,7 +311,7 @@ def _input_note(t, total, guilty):
     by_input = max(s.compare(s.run(b), s.run(t.x), g) for g, b in back.items())
     moves = total[-1, between].max().item()
     share = min(1, by_input/moves) if moves > 0 else 1
-    text = (f"{whole}Between the lattice turns the answer moves by up to {moves:.1%}. "
+    text = (f"{whole}Between the lattice turns the answer moves by up to {moves:.2%}. "
             f"Turning x there and back loses {lost:.1%} of x and moves the answer by "
-            f"{by_input:.1%}: input interpolation explains {share:.0%}.")
+            f"{by_input:.2%}: input interpolation explains {share:.0%}.")
     return text if guilty or share < .5 else f"{text} {REMEDIES['input interpolation']}"

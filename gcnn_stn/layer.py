@@ -56,8 +56,8 @@ def _pixels(padding, kernel_size, stride, dilation):
     if padding != 'same': return _one(0, padding=padding)
     _check(stride == 1, f"padding='same' must have stride=1, got {stride}; give a number")
     reach = dilation*(kernel_size - 1)
-    _check(reach % 2 == 0, f"padding='same' must be the same on both sides, got a kernel of "
-           f"{reach + 1} pixels; use an odd kernel_size, or a number")
+    _check(reach % 2 == 0, "padding='same' must be the same on both sides, got a kernel "
+           f"of {reach + 1} pixels; use an odd kernel_size, or a number")
     return reach//2
 
 ALGORITHMS = None, 'dense', 'fourier', 'basis'
@@ -370,7 +370,7 @@ class GroupConv2d(_PosesToPoses):
         # None: 'pixel' where it is exact, else 'harmonic'
         basis:str|None=None,
         # how to compute: 'dense', 'fourier' (cyclic groups) or 'basis';
-        # None: as is the quickest
+        # None: densely, or by Fourier where that is known to be quicker
         algorithm:str|None=None,
     ):
         super().__init__(

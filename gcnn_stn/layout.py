@@ -14,6 +14,7 @@ from .kernel import _check_tensor
 
 # %% ../nbs/layers/layout.ipynb #c030e29f
 #| code-fold: show
+#| code-summary: "Source of _are_numbers, _is_open, _settled"
 def _are_numbers(*sizes):
     "False where a tracer or an exporter leaves a size free, or may do so."
     strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
@@ -30,6 +31,7 @@ def _settled(x):
 
 # %% ../nbs/layers/layout.ipynb #effd0d4a
 #| code-fold: show
+#| code-summary: "Source of _split, _is_by_pixel"
 def _split(maps, poses):
     "(B, C·G, H, W) → (B, C, G, H, W)"
     maps = _settled(maps)

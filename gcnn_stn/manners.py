@@ -24,7 +24,7 @@ def check_module(
     x:Tensor,                     # a float32 input, at least 4 samples
     backend:str|None='aot_eager', # of torch.compile; 'inductor' wants a C++ compiler
 ):
-    "Raise an `AssertionError` unless `module` survives what PyTorch does to modules."
+    "Raise an error unless `module` survives what PyTorch does to modules."
     _check(isinstance(module, nn.Module), f"module must be an nn.Module, got {module!r}")
     _check_tensor(x=x)
     enough = x.dtype == torch.float32 and x.ndim > 0 and len(x) >= 4
@@ -39,6 +39,8 @@ def check_module(
     _check_transforms(module, x, y, backend)
 
 # %% ../nbs/layers/manners.ipynb #a5996179
+#| code-fold: true
+#| code-summary: "The check of copies"
 def _fail(message): raise AssertionError(message)
 
 def _same(a, b, tol, what):
@@ -68,6 +70,8 @@ def _check_copies(module, x, y):
         _fail("state_dict: its keys differ in train and eval")
 
 # %% ../nbs/layers/manners.ipynb #b84d5560
+#| code-fold: true
+#| code-summary: "The checks of precision and batches"
 def _check_precision(module, x, y):
     "Float64 throughout, and autocast to bfloat16."
     wide = copy.deepcopy(module).double()(x.double())
@@ -90,6 +94,8 @@ def _check_batches(module, x, y):
         if not finite: _fail("batch of 0: buffers spoilt")
 
 # %% ../nbs/layers/manners.ipynb #8b76287b
+#| code-fold: true
+#| code-summary: "What a module gives in a layout"
 def _pixel_by_pixel(t):
     "The same numbers, laid out pixel by pixel."
     if t.ndim < 4: return t
@@ -112,6 +118,8 @@ def _outcome(module, x, mode, lay=Tensor.contiguous, lay_gradient=Tensor.contigu
     return found
 
 # %% ../nbs/layers/manners.ipynb #d03a0bb8
+#| code-fold: true
+#| code-summary: "The check of layouts"
 def _check_alike(got, want, tol, what):
     "Relative to the largest number of each, or to a trace of the largest of all."
     sizes = {name: t.abs().max().item() for name, t in want.items() if t.numel()}
@@ -139,6 +147,8 @@ def _check_layouts(module, x):
             _check_alike(got, want, 1e-6, f"{case}, {there}, its gradient {back}")
 
 # %% ../nbs/layers/manners.ipynb #a26903f4
+#| code-fold: true
+#| code-summary: "The checks of compiling and of many at once"
 def _check_transforms(module, x, y, backend):
     "`torch.compile` without a graph break, and `vmap` over stacked modules."
     torch._dynamo.reset()

@@ -129,7 +129,7 @@ class GroupBatchNorm(nn.BatchNorm3d):
         track_running_stats:bool=True,  # keep what evaluation needs
         device=None,                    # of scale, shift and statistics
         dtype=None,                     # of scale, shift and statistics
-        **kwargs,
+        **kwargs,                       # whatever else nn.BatchNorm3d takes
     ):
         _check_norm(eps, affine, device, dtype, num_features=num_features)
         _check_number(0, 1, momentum=0 if momentum is None else momentum)

@@ -147,6 +147,8 @@ class WrapConv2d(nn.Conv2d):
         return super().forward(_around(x, self.kernel_size[0]//2))
 
 # %% ../nbs/transformers/polar.ipynb #pola0022
+#| code-fold: true
+#| code-summary: "Halving, and forgetting the angle"
 class HalvePolar(nn.Module):
     "Half as many angles, after a blur around the circle, and half as many radii."
     def forward(self,

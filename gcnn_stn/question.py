@@ -58,7 +58,7 @@ def additive(s:Step)->bool:
     return respects(s, s.compare(f(*a) + f(*b), both))
 
 def scale_free(s:Step)->bool:
-    "Do large sources, ten times larger, give the same, times much less than ten?"
+    "If large sources are made ten times larger, is the answer made much less than that?"
     f, z = without_offset(s), s.noise()
     small, large = f(*[1e3*t for t in z]), f(*[1e4*t for t in z])
     factor = ((small*large).sum()/small.square().sum()).item()

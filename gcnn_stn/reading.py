@@ -18,6 +18,8 @@ from .group import FiniteGroup, act
 from .trace import Point, relative
 
 # %% ../nbs/networks/reading.ipynb #e74ce0f1
+#| code-fold: true
+#| code-summary: "A reading"
 def _same(t):
     return t
 
@@ -82,7 +84,7 @@ def move_maps(
     g:int,    # one of its elements
     u:Tensor, # (B,), (B, C), (B, C, G), (B, C, H, W) or (B, C, G, H, W)
 )->Tensor:
-    "L_g u, where beyond the border lies more of the background."
+    "The maps, moved by g; beyond the border lies more of their background."
     if g not in group.elements():
         raise ValueError(f"the elements of {group} are 0 … {group.order - 1}, got {g!r}")
     posed = u.ndim in (3, 5)
@@ -102,7 +104,7 @@ def others(
 def between_turns(
     group:FiniteGroup, # such as CyclicGroup(8)
 )->list:               # of elements
-    "One element for each family of lattice turns, the lattice's own left out."
+    "One of each set of elements that differ by lattice turns, those themselves left out."
     if not isinstance(group, FiniteGroup):
         raise ValueError("group must be a FiniteGroup, such as CyclicGroup(8), "
                          f"got {group!r}")
@@ -115,6 +117,8 @@ def between_turns(
     return found
 
 # %% ../nbs/networks/reading.ipynb #97ab9279
+#| code-fold: true
+#| code-summary: "A step, and what can be done with it"
 class Step:
     "One piece of a model: what it was fed, what it answered, how both are read."
     def __init__(

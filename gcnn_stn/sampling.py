@@ -107,8 +107,8 @@ class Upsample2d(_Resample):
         _check_whole(scale=scale)
         known = mode in ('bilinear', 'nearest')
         _check(known, f"mode must be 'bilinear' or 'nearest', got {mode!r}")
-        _check(size is None or mode == 'bilinear', "mode must be 'bilinear' with a size, got "
-               f"{mode!r}, which prefers a side there; use a whole scale")
+        _check(size is None or mode == 'bilinear', "mode must be 'bilinear' with a size, "
+               f"got {mode!r}, which prefers a side there; use a whole scale")
         self.scale, self.mode, self.size = scale, mode, _pair(size)
 
     def resample(self, x): # (B, C, s·H, s·W), or of the size

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from .group import FiniteGroup
 from .model import unwrapped
-from .pixel import Bench, Place, Run, _folds, _home, _last, _quietly, _same
+from .pixel import Bench, Place, Rings, _folds, _home, _last, _quietly, _same
 from .pixel import _tensors, _tried
 from .trace import hooked
 
@@ -76,7 +76,7 @@ def _words(func, args, kwargs):
     return ', '.join([name, *filter(None, map(_setting, given, given.values()))])
 
 # %% ../nbs/networks/sizes.ipynb #b3d98eaf
-class _Record(Run):
+class _Record(Rings):
     "A run that keeps every tensor that depends on the image."
     def __init__(self, model, x, levels=()):
         super().__init__(model, x, True, levels)

@@ -27,7 +27,7 @@ class Frequencies:
     "Output frequencies that are alike: real ones, or ones with an imaginary part."
     which:tuple      # κ
     rows:int         # 1 for real ones, otherwise 2
-    terms:tuple      # what they hear, each with its runs; see below
+    terms:tuple      # what they hear, each as runs (how many, a, b, sign) of a or a ± b
 
     @property
     def heard(self)->int: # K
@@ -204,6 +204,7 @@ def spectrum(
 
 # %% ../nbs/layers/spectral.ipynb #25d4b344
 #| code-fold: show
+#| code-summary: "What the frequencies hear"
 def _responses(x, s, kernels, window, there):
     "What the frequencies hear of x (B, C, n, H, W): (κ, C·K, B·H'·W') for each kind."
     (B, C, n), P = x.shape[:3], len(kernels)

@@ -44,8 +44,9 @@ class GroupConvTranspose2d(_PosesToPoses):
         basis:str|None=None,
     ):
         output_padding = _one(0, output_padding=output_padding)
-        _check(output_padding == 0, f"output_padding must be 0, got {output_padding}, which "
-               "prefers a side; kernel_size=4, stride=2, padding=1 doubles a size on C4")
+        _check(output_padding == 0, f"output_padding must be 0, got {output_padding}, "
+               "which prefers a side; on C4 kernel_size=4, stride=2, padding=1 doubles "
+               "a size")
         padding = _one(0, padding=padding)
         super().__init__(
             in_channels, out_channels, kernel_size, group, stride, padding,
@@ -59,7 +60,7 @@ class GroupConvTranspose2d(_PosesToPoses):
     def _weight_std(self, fan, R):
         k, residues = self.kernel_size, self.dilation*torch.arange(self.kernel_size)
         falls = F.one_hot(residues % self.stride, self.stride).to(R)           # (k, s)
-        stamps = falls.T @ R.unflatten(-1, (k, k)) @ falls                     # (G, P, s, s)
+        stamps = falls.T @ R.unflatten(-1, (k, k)) @ falls                    # (G, P, s, s)
         return math.sqrt(2/(fan*stamps.square().sum(1).mean().item()))
 
     @classmethod

@@ -59,3 +59,19 @@ def test_imports_have_cells_of_their_own(tmp_path):
     cell = dict(cell_type='code', id='faulty', source='import os\nprint(os.sep)')
     (tmp_path/'one.ipynb').write_text(json.dumps(dict(cells=[cell])))
     assert [*mixed(tmp_path/'one.ipynb')] == ['one.ipynb: faulty']
+
+
+def shared(index):
+    "Public names that several modules have: pages link a name, and show a dataclass, by its name alone. (Commands may all be `main`.)"
+    homes = {}
+    for module, names in index.items():
+        for name in names:
+            short = name.removeprefix(f'{module}.')
+            if '.' not in short and not short.startswith('_') and short != 'main': homes.setdefault(short, []).append(module)
+    return {name: modules for name, modules in homes.items() if len(modules) > 1}
+
+
+def test_names_are_unique():
+    from gcnn_stn._modidx import d
+    assert not shared(d['syms'])
+    assert shared({'a': {'a.Run': (), 'a._of': (), 'a.main': ()}, 'b': {'b.Run': (), 'b._of': (), 'b.main': (), 'b.Run.go': ()}}) == {'Run': ['a', 'b']}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'GROUP', 'NOT_SHOWN', 'MARGIN', 'REGIMES', 'COACHES', 'kind_of', 'in_the_ring', 'plot_duel', 'best_of',
-           'minus', 'judge', 'matches', 'verdicts', 'in_words', 'duel_table', 'mark_table', 'plot_angles', 'pose_table',
-           'ingredients', 'calibration_table', 'grounds_table', 'rates_table']
+           'minus', 'judge', 'matches', 'verdicts', 'in_words', 'duel_table', 'mark_table', 'plot_fine_angles',
+           'pose_table', 'ingredients', 'calibration_table', 'grounds_table', 'rates_table']
 
 # %% ../../nbs/evidence/duel.ipynb #9bfa8cca
 import numpy as np
@@ -241,7 +241,7 @@ def mark_table(
 #| code-fold: true
 #| code-summary: "Accuracy at 72 angles"
 @drawing('duel-angles', "accuracy at 72 angles, the best of each kind, trained upright")
-def plot_angles(
+def plot_fine_angles(
     evidence:Evidence, # what a study has left
 ):                     # a figure
     "Accuracy against the angle, a line for the best of each kind that was asked so finely."

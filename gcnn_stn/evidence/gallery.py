@@ -53,7 +53,7 @@ def draw_all(
 # %% ../../nbs/evidence/gallery.ipynb #cbd48bc8
 def report_missing(
     evidence:Evidence, # what a study has left
-    few=3,             # runs of a grid that are named one by one; of more, the grid is
+    few=3,             # up to so many missing runs are named one by one; else the grid is
 )->str:
     "A line for each grid with missing runs, and the command that makes them."
     missing = evidence.missing.values()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ..data import MNIST_MEAN, MNIST_STD, mnist, normalize, rotate
 from .figure import Evidence, find, label
-from .flip import Plaything, bound, flip_book, select, sprite, write_page
+from .flip import Plaything, bound, flip_book, menu, sprite, write_page
 from ..group import CyclicGroup, act
 from ..kernel import basis_operator
 
@@ -107,7 +107,7 @@ def clearest_channel(
     upright:Tensor, # digits, uint8 (N, 1, 28, 28)
     turned:Tensor,  # the same, turned by the group's first element
 )->int:
-    "The channel whose poses differ most, measured by what a turn leaves unexplained."
+    "The channel whose poses differ most, compared with what a turn leaves unexplained."
     device = next(net.parameters()).device
     before, after = (net.activations(normalize(x).to(device))['block1']
                      for x in (upright, turned))                    # (N, C, G, H, W)
@@ -273,7 +273,7 @@ def _dial_controls(frame, digits, step):
              f'value="{frame["--a"]}" aria-label="Angle"')
     dial = bound('input', frame, fixed, aria_valuetext='words')
     angle = bound('span', frame, 'class=value aria-hidden=true', text='angle')
-    chosen = select('Digit', names, frame['key'])
+    chosen = menu('Digit', names, frame['key'])
     return f'{chosen}<label class="wide">Angle {dial}{angle}</label>'
 
 def _dial_body(frame, titles, sizes, order):
@@ -460,7 +460,7 @@ def kernel_explorer(
                 w = edge_kernel(R)
                 frames[basis, n, k] = _explorer_frame(basis, n, k, len(rows), R, w)
                 rows.append(_copies(w @ R, k))
-    controls = ''.join(select(name.capitalize(), options, value)
+    controls = ''.join(menu(name.capitalize(), options, value)
                        for (name, options), value in zip(EXPLORER.items(), start))
     return flip_book('Kernel explorer', controls, _explorer_body, frames, start,
                      _explorer_style(sheets))

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 import torch
 from tqdm import tqdm
 from ..data import user_path
-from .case import FIELDS, KINDS, PEERS, Case, case_name, measure
+from .case import FIELDS, KINDS, PEERS, Case, case_name, time_case
 from .rival import library
 from .work import MODES, NETS
 from ..study.terminal import command_line
@@ -103,7 +103,7 @@ def quick()->list: # of names
 # %% ../../nbs/evidence/race.ipynb #9e49cee3
 def read_rows(
     path,   # of a CSV file
-)->list:    # of dicts, as measure gives them; empty if there is no file
+)->list:    # of dicts, as time_case gives them; empty if there is no file
     "What was measured."
     path = user_path(path)
     if not path.exists():
@@ -128,7 +128,7 @@ def run_cases(
     path,               # of a CSV file
     again:bool=False,   # measure what is there, too
     progress:bool=True, # show a bar
-    **kwargs,           # device, precision, seconds, least, seed as for measure
+    **kwargs,           # device, precision, seconds, least, seed as for time_case
 )->int:                 # how many were measured
     "Measure what isn't in the file yet, and write each case as it is done."
     path = user_path(path)
@@ -136,7 +136,7 @@ def run_cases(
     wanted = [name for name in cases if again or name not in there]
     for name in (bar := tqdm(wanted, desc='cases', unit='', disable=not progress)):
         bar.set_postfix_str(name)
-        rows = measure(Case.parse(name), **kwargs)
+        rows = time_case(Case.parse(name), **kwargs)
         kept = [row for row in read_rows(path) if row['case'] != name]
         write_rows(path, kept + rows)
     return len(wanted)

@@ -88,7 +88,7 @@ def real_tables(
 # %% ../../nbs/evidence/real.ipynb #5e3ac3a3
 #| code-fold: true
 #| code-summary: "The difference"
-@drawing('real-blur', "turned in the original, and by the sampler")
+@drawing('real-blur', "accuracy on images turned in their originals, minus by our sampler")
 def blur_table(
     evidence:Evidence, # what a study has left
 )->pd.DataFrame:       # of text

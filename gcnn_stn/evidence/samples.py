@@ -52,29 +52,30 @@ def sample_runs(
 #| code-summary: "The curves"
 def _draw_curve(ax, name, d):
     "A line for the mean, a band from worst to best."
-    by_size = 100*d.groupby('images').accuracy.agg(['mean', 'min', 'max'])
+    by_size = 100 - 100*d.groupby('images').accuracy.agg(['mean', 'min', 'max'])
     first = d.iloc[0]
     looks = look(first.contender) | (dict(mfc='white') if TRAINED[first.regime] else {})
     ax.plot(by_size.index, by_size['mean'], label=name, **looks)
     ax.fill_between(by_size.index, by_size['min'], by_size['max'], lw=0, alpha=.15,
                     color=looks['color'])
 
-@drawing('samples', "accuracy against the number of training images")
+@drawing('samples', "errors against the number of training images")
 def plot_samples(
     evidence:Evidence, # what a study has left
 ):                     # a figure
     "A panel for each set."
     import matplotlib.pyplot as plt
-    runs = sample_runs(evidence)
+    runs, percents = sample_runs(evidence), [1, 2, 5, 10, 20, 50]
     fig, axs = plt.subplots(1, len(SETS), figsize=(7.4, 4.6))
     for ax, name in zip(axs, SETS):
         some = runs[runs.set == name]
         for network, d in some.groupby('name', sort=False): _draw_curve(ax, network, d)
         ticks = sorted(some.images.unique())
-        ax.set(title=name, xlabel='images trained on', xscale='log')
+        ax.set(title=name, xlabel='images trained on', xscale='log', yscale='log')
         ax.set_xticks(ticks, [f'{n:,}' for n in ticks], rotation=45, ha='right')
+        ax.set_yticks(percents, percents)
         ax.minorticks_off()
-    axs[0].set_ylabel('accuracy on turned images (%)')
+    axs[0].set_ylabel('errors on turned images (%)')
     lines = dict(zip(*axs[0].get_legend_handles_labels()[::-1]))
     fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=3)
     return fig
@@ -144,7 +145,7 @@ def worth_table(
                   if cell[0] in ('cnn', 'stcnn-mixture', 'canonical-c8')}
         for ours, n in itertools.product(OURS, images[:-1]):
             needed = {label: worth(d, n, ours, cell) for label, cell in others.items()}
-            rows.append({'images': name, 'GCNN C8 with': f'{n:,}{TRAINED[ours[1]]}'}
+            rows.append({'set': name, 'GCNN C8 with': f'{n:,}{TRAINED[ours[1]]}'}
                         | {label: _count(of, images) for label, of in needed.items()})
     return pd.DataFrame(rows)
 
@@ -157,5 +158,5 @@ def sample_table(
     for (name, label), d in runs.groupby(['set', 'name'], sort=False):
         few = {('all' if n > 10_000 else f'{n:,}'): percent(some.accuracy)
                for n, some in d.groupby('images')}
-        rows.append({'images': name, 'network': label} | few)
+        rows.append({'set': name, 'network': label} | few)
     return pd.DataFrame(rows).fillna('–')

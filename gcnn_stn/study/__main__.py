@@ -20,7 +20,7 @@ from .contender import CONTENDERS, build
 from .data import described, is_path
 from .grid import (GRIDS, LR, REGIMES, Run, _short, check_number,
                                  select)
-from .plan import _flops, check_enough, estimate, listing, run_grid
+from .plan import _flops, check_enough, expected, listing, run_grid
 from .compare import write_report
 from .archive import all_records, grid_records, is_missing
 from .report import IMAGES, tidy, write_summary
@@ -256,7 +256,7 @@ def _run_command(args, rank=0, world=1):
     runs, out, how = _chosen(args)
     if args.list or args.missing:
         def seconds(run):
-            return estimate(run, load_data(run.dataset), **how)
+            return expected(run, load_data(run.dataset), **how)
         if not rank:
             print(listing(runs, out, seconds, args.missing))
         return None

@@ -92,9 +92,9 @@ def _about_plain(table, choice):
     if 'upright' not in plain or choice.contender == 'cnn' and choice.regime == 'upright':
         return ()
     behind = 100*(choice.accuracy - plain['upright'])
-    said = f"A plain CNN reads {plain['upright']:.1%}, {behind:.1f} points fewer"
+    said = f"A plain CNN reads {plain['upright']:.1%}, {behind:.1f} points less"
     if 'rotated' not in plain or (choice.contender, choice.regime) == ('cnn', 'rotated'):
         return said + ".",
     behind = 100*(choice.accuracy - plain['rotated'])
     return (f"{said}; trained on turned images it reads {plain['rotated']:.1%}, "
-            f"{abs(behind):.1f} {'fewer' if behind >= 0 else 'more'}."),
+            f"{abs(behind):.1f} {'less' if behind >= 0 else 'more'}."),

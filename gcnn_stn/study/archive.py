@@ -134,7 +134,7 @@ CONSISTENT = {   # words → what must hold
     "seed must be the configuration's": lambda r: r['seed'] == r['config']['seed'],
     "regime must be one that is known, and turn images as the configuration does": lambda r:
         REGIMES.get(r['regime']) is r['config']['rotate'],
-    "training must have as many epochs as the configuration, or patience": lambda r:
+    "training must have as many epochs as configured, or fewer with patience": lambda r:
         r['training']['epochs'] == r['config']['epochs']
         or r['config'].get('patience') and r['training']['epochs'] < r['config']['epochs'],
     "the best epoch must be one of the training": lambda r:
@@ -145,6 +145,8 @@ CONSISTENT = {   # words → what must hold
         bool(r['metrics']) == (r['test'] != 0)}
 
 # %% ../../nbs/study/archive.ipynb #3f5e6038
+#| code-fold: true
+#| code-summary: "The rules for metrics"
 def _is_of(c, share):
     "Whether `share` is the accuracy in the confusion matrix `c`."
     if not (_is_matrix(c) and _is_share(share)):
@@ -391,7 +393,7 @@ def _own(path):
 def all_records(
     out,       # folder of the study
 )->list:       # of dict
-    "All records in a folder; what else lies there is named."
+    "All records in a folder; a warning names what else lies there."
     records = []
     for path in sorted((user_path(out)/'runs').glob('*.json')):
         try:
@@ -416,7 +418,7 @@ def grid_records(
     records:list,    # such as all_records
     datasets=(),     # those that are at hand, whose images are compared
 )->list:             # variant by variant, cell by cell, seed by seed
-    "The records of a grid among others; those that its runs wouldn't leave are named."
+    "The records of a grid among others; a warning names those that aren't of its runs."
     kept, cells = {}, [*GRIDS[grid].cells]
     for record in records:
         if record['grid'] != grid:

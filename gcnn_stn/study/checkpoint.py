@@ -57,6 +57,8 @@ def _clear(folder):
             (folder/name).unlink(missing_ok=True)
 
 # %% ../../nbs/study/checkpoint.ipynb #e1000005
+#| code-fold: true
+#| code-summary: "The temporary file"
 @contextmanager
 def _part(path):
     "A temporary file next to `path`, gone afterwards; those that are abandoned go, too."

@@ -61,7 +61,7 @@ class TrainConfig:
     epochs:int=10                  # how often each image is visited
     batch_size:int=64              # images in a step
     lr:float=1e-2                  # learning rate; the highest, for one_cycle
-    weight_decay:float=1e-4        # share of the weights taken away, times lr
+    weight_decay:float=1e-4        # a step shrinks weights by lr times this share
     schedule:str='one_cycle'       # or 'constant'
     patience:int|None=None         # stop after so many epochs without a better validation
     seed:int=0                     # of order, angles and dropout; not of initial weights
@@ -73,8 +73,8 @@ class TrainConfig:
     std:float|tuple|None=None      # the same; a tuple has one per channel
     fill:float|str=0.              # what turning brings in: in [0, 1], or 'border'
     equivariance:int=0             # n: log the error under C_n after each epoch; 0: don't
-    equivariance_layer:str|None=None # of what this module puts out; None: of the logits
-    penalty:float=0.               # weight in the loss of its square
+    equivariance_layer:str|None=None # the error of what this module says; None: of logits
+    penalty:float=0.               # weight of that error's square in the loss
 
     def __post_init__(self):
         _check_fields(self, _RULES)

@@ -293,12 +293,14 @@ def load_folder(
     size=None,        # height and width, or one number for both; None: as they are
     *,
     fit:str='cut',    # into that size: 'cut' out the middle, or 'pad' what is missing
-    fill=None,        # of corners that are turned in, and of what is padded: 0 … 255, or
-    # 'border', the nearest pixel; None: 'border', or 0 with a disc
+    # of corners that are turned in, and of what is padded: 0 … 255, or 'border', the
+    # nearest pixel; None: 'border', or 0 with a disc
+    fill=None,
     disc:bool=False,  # fill what lies outside the largest disc, which turning brings in
     skip_corrupt:bool=False, # leave out pictures that are damaged
-    split:int|None=None, # divide all images anew, this number deciding how; None: as the
-    # parts are, or 0 where no test part is set aside
+    # divide all images anew, this number deciding how; None: as the parts are, or 0 where
+    # no test part is set aside
+    split:int|None=None,
 )->ImageData:         # with the names of the classes
     "Your own pictures as a data set."
     path = user_path(path)

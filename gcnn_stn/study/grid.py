@@ -266,7 +266,8 @@ def _real_tune(name, digits, valid, epochs):
     "Their learning rates, tried on the set's own validation images."
     return Grid(f'{name}-tune', f"learning rates for {name.replace('-', ' ')}",
                 _cells(REAL, 'upright'), seeds=1, digits=digits, valid=valid, dataset=name,
-                config=TrainConfig(epochs=max(2, epochs//3)), lrs=(.001, .003, .01, .03, .1),
+                config=TrainConfig(epochs=max(2, epochs//3)),
+                lrs=(.001, .003, .01, .03, .1),
                 seed0=1000, test=0)
 
 def _samples(name, dataset):

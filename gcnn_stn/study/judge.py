@@ -163,7 +163,7 @@ def evaluate(
     model:nn.Module,  # maps (B, C, H, W) to logits (B, K)
     x:Tensor,         # images (N, C, H, W), uint8 or in [0, 1]
     y:Tensor,         # labels (N,)
-    **kwargs,         # batch_size, degrees, device, mean, std, speed as for predict
+    **kwargs,         # batch_size, degrees, device, mean, std, fill, speed as for predict
 )->float:             # in [0, 1]
     "The share of images that are read right."
     _check_data('x and y', (x, y))

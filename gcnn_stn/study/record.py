@@ -90,7 +90,7 @@ def write_result(
 
 # %% ../../nbs/study/record.ipynb #e6d8fef8
 class RecordWarning(UserWarning):
-    "A file among the records is damaged, or nobody's."
+    "A file among the records is damaged, or isn't the record of any run."
 
 def _no_number(text):   # JSON has no NaN and no Infinity, but Python reads them
     raise ValueError(f'{text} is no number')

@@ -147,7 +147,7 @@ def _again(row, runs):
 
 def beside_published(
     records:list,        # of the grid published
-    tables:pd.DataFrame, # results/published/tables.csv
+    tables:pd.DataFrame, # results/published/tables.csv, with each row's contender
 )->pd.DataFrame:
     "Each published row, and what came out when it was run again."
     runs = pd.DataFrame(columns=['contender', 'regime', 'rotated'])
@@ -175,8 +175,8 @@ def plot_by_angle(
         for line, label in zip(*ax.get_legend_handles_labels()):
             handles[label] = line
     figure = axs[0].figure
-    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3,
-                  fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc='outside lower center',
+                  ncols=2 if len(handles) == 4 else 3, fontsize=9)
     return axs
 
 def _draw_by_angle(ax, title, rows):

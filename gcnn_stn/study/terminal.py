@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .record import RecordWarning
 
 # %% ../../nbs/study/terminal.ipynb #126ff7ac
+#| code-fold: show
 LOOKALIKES = {
     '−': '-', '–': '-', '—': '-', '…': '...', '×': 'x', '÷': '/', '±': '+-', '·': '.',
     '∞': 'inf', '°': ' deg', '→': '->', '↔': '<->', '≤': '<=', '≥': '>=', '’': "'"}

@@ -115,6 +115,7 @@ def _same_everywhere(model):
 
 # %% ../../nbs/study/train.ipynb #7f142e64
 #| code-fold: show
+#| code-summary: "Source of _differentiate, _step"
 def _differentiate(forward, x, y, degrees, turn, config, share):
     "Predict, measure, differentiate; the loss times `share`, and the number read right."
     if turn: logits, more = _penalized(forward, x, degrees, turn, config)
@@ -358,9 +359,10 @@ def _judge(model, train, valid, config, generator):
 
 # %% ../../nbs/study/train.ipynb #04013638
 #| code-fold: show
+#| code-summary: "Source of _run"
 def _run(model, forward, train, valid, config, best, steps, on_epoch):
     "Epoch after epoch; yields a record of each."
-    offsets = 0, 0, 1 << 40
+    offsets = 0, 0, 1 << 31   # a generator on the CPU looks at the last 32 bits only
     order, exam, poses = (torch.Generator().manual_seed(config.seed + k) for k in offsets)
     optimizer, scheduler = make_optimizer(model, config, steps.total)
     _same_everywhere(model)
@@ -428,7 +430,7 @@ def fit(
     train, valid = (_ready(data, model, device) for data in (train, valid))
     best = _Best(model, config, path if rank == 0 else None)
     layer, wanted = config.equivariance_layer, config.penalty > 0
-    with (same_mode(model), _seeded(config.seed + (rank << 32), device),
+    with (same_mode(model), _seeded(config.seed + (rank << 24), device),
           _bar(len(train[0]), config, progress) as bar,
           _tapped(model, layer, wanted) as net, _computing(net, speed, device) as forward):
         steps = _Steps(bar.total, bar, on_step)

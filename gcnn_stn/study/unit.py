@@ -241,7 +241,7 @@ def counts(
     digits:int, # to train on
     valid:int,  # to validate on
 )->list:        # what is taken from the training images
-    "How many images go where; those set aside for validation are there already."
+    "How many training images are taken for each; nobody draws what a data set sets aside."
     return [digits] if valid and data.valid else [digits, valid]
 
 # %% ../../nbs/study/unit.ipynb #f8046abd
