@@ -49,6 +49,10 @@ def plain_conv2d(
     c_out, c_in, *size = filters.shape
     options = dict(padding_mode=padding_mode, bias=False, device='meta')   # no memory yet
     conv = nn.Conv2d(c_in*groups, c_out, size, stride, padding, dilation, groups, **options)
+    return _filled(conv, filters, bias)
+
+def _filled(conv, filters, bias):
+    "A convolution with copies of filters and bias."
     conv.weight = nn.Parameter(filters.detach().clone())
     if bias is not None: conv.bias = nn.Parameter(bias.detach().clone())
     return conv
@@ -56,9 +60,7 @@ def plain_conv2d(
 def _bank(layer):
     "The filters of a layer in all poses, and the bias of each."
     with _no_autocast(layer.weight): filters = layer.filters()
-    bias = layer.bias
-    if bias is not None: bias = bias.repeat_interleave(layer.group.order)   # (C,) → (C·G,)
-    return filters, bias
+    return filters, layer._bias()
 
 def _bake(layer):
     "The filter bank of a layer, as a convolution."
@@ -104,9 +106,7 @@ def _transposed(layer:GroupConvTranspose2d):
     c_in, c_out, *size = filters.shape
     new = nn.ConvTranspose2d(c_in, c_out*layer.groups, size, layer.stride, layer.padding, 0,
                              layer.groups, False, layer.dilation, device='meta')
-    new.weight = nn.Parameter(filters.detach().clone())
-    if bias is not None: new.bias = nn.Parameter(bias.detach().clone())
-    return nn.Sequential(nn.Flatten(1, 2), new, _unfold(layer))
+    return nn.Sequential(nn.Flatten(1, 2), _filled(new, filters, bias), _unfold(layer))
 
 # %% ../nbs/networks/fold.ipynb #04516f72
 def _in_turn(layer, *names):

@@ -161,8 +161,8 @@ class _GroupConvBase(FilterCache):
         R, wanted = self._suited()[self.group.identity], kernel.detach().flatten(-2)
         weight = wanted @ torch.linalg.pinv(R.double()).to(wanted)
         self.weight.zero_()
-        at_e = self.weight if self.weight.ndim == 3 else (
-            self.weight[:, :, self.group.identity])
+        one = self.weight.ndim == 3                    # kernel, for all poses
+        at_e = self.weight if one else self.weight[:, :, self.group.identity]
         at_e.copy_(weight)
         if bias is not None: self.bias.copy_(bias)
         return wanted - weight @ R.to(wanted)          # what the basis can't hold
@@ -208,9 +208,12 @@ class _GroupConvBase(FilterCache):
     def _convolve(self, x, filters):
         "(B, C·…, H, W) → (B, C_out, G, H', W')"
         self._check_fit(x)
-        bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
-        y = F.conv2d(_settled(x), filters, bias, *self._window, self.groups)
+        y = F.conv2d(_settled(x), filters, self._bias(), *self._window, self.groups)
         return _split(y, self.group.order)            # (B, C_out·G, …) → (B, C_out, G, …)
+
+    def _bias(self):
+        "That of each filter, (C,) → (C·G,), or None."
+        if self.bias is not None: return self.bias.repeat_interleave(self.group.order)
 
     @property
     def _window(self):

@@ -76,9 +76,9 @@ class GroupConvTranspose2d(_PosesToPoses):
     def forward(self, x:Tensor)->Tensor: # (B, C_in, G, H, W) → (B, C_out, G, H', W')
         self._check_feature(x)
         self._check_fit(x)
-        bias = None if self.bias is None else self.bias.repeat_interleave(self.group.order)
-        y = F.conv_transpose2d(_settled(x.flatten(1, 2)), self.cached_filters(), bias,
-                               self.stride, self.padding, 0, self.groups, self.dilation)
+        y = F.conv_transpose2d(_settled(x.flatten(1, 2)), self.cached_filters(),
+                               self._bias(), self.stride, self.padding, 0, self.groups,
+                               self.dilation)
         return _split(y, self.group.order)            # (B, C_out·G, …) → (B, C_out, G, …)
 
     def _check_reach(self, H, W):
