@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error', 'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm',
-           'Downsample2d', 'GroupPool', 'GlobalPool', 'GroupConvTranspose2d', 'SeparableGroupConv2d',
-           'SpatialTransformer', 'watch', 'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose',
-           'GroupPose', 'TIPool', 'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN', 'convert',
-           'fold', 'check_sizes', 'diagnose']
+           'Downsample2d', 'GroupPool', 'GlobalPool', 'GroupConvTranspose2d', 'VectorPool', 'DirectionHead',
+           'SeparableGroupConv2d', 'SpatialTransformer', 'watch', 'CoachedSTCNN', 'Canonicalizer', 'MomentPose',
+           'PrincipalAxisPose', 'GroupPose', 'TIPool', 'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN',
+           'SteerableCNN', 'convert', 'fold', 'check_sizes', 'diagnose']
 
 # %% ../nbs/book/package.ipynb #5fcaff23
 import importlib
@@ -23,6 +23,7 @@ _HOME = {   # module → what is offered of it
     'norm': ['GroupBatchNorm'],
     'pool': ['Downsample2d', 'GroupPool', 'GlobalPool'],
     'transposed': ['GroupConvTranspose2d'],
+    'orientation': ['VectorPool', 'DirectionHead'],
     'separable': ['SeparableGroupConv2d'],
     'stn': ['SpatialTransformer'],
     'health': ['watch'],
@@ -87,6 +88,7 @@ if TYPE_CHECKING:   # for editors and type checkers
     from gcnn_stn.layer import GroupConv2d, LiftingConv2d
     from gcnn_stn.model import CNN, GCNN, STCNN
     from gcnn_stn.norm import GroupBatchNorm
+    from gcnn_stn.orientation import DirectionHead, VectorPool
     from gcnn_stn.polar import PolarCNN
     from gcnn_stn.pool import Downsample2d, GlobalPool, GroupPool
     from gcnn_stn.separable import SeparableGroupConv2d
@@ -113,8 +115,8 @@ gcnn_stn.study, figures and tables in gcnn_stn.evidence.
 
 _all_ = ['__version__', 'CyclicGroup', 'DihedralGroup', 'equivariance_error',
          'LiftingConv2d', 'GroupConv2d', 'GroupBatchNorm', 'Downsample2d', 'GroupPool',
-         'GlobalPool', 'GroupConvTranspose2d', 'SeparableGroupConv2d',
-         'SpatialTransformer', 'watch',
+         'GlobalPool', 'GroupConvTranspose2d', 'VectorPool', 'DirectionHead',
+         'SeparableGroupConv2d', 'SpatialTransformer', 'watch',
          'CoachedSTCNN', 'Canonicalizer', 'MomentPose', 'PrincipalAxisPose', 'GroupPose',
          'TIPool', 'TestTimeAverage', 'PolarCNN', 'GCNN', 'STCNN', 'CNN', 'SteerableCNN',
          'convert', 'fold', 'check_sizes', 'diagnose']

@@ -8,7 +8,7 @@ __all__ = ['disc', 'equivariance_error', 'smooth_images', 'size_rule']
 # %% ../nbs/foundations/equivariance.ipynb #02322fbe
 import torch
 from torch import Tensor
-from .group import FiniteGroup, _check_act, act
+from .group import FiniteGroup, _check_act, act, turn_arrows
 from .image import _generator, _is_number, _kind, _listed, _whole, _wide
 
 # %% ../nbs/foundations/equivariance.ipynb #1f5dcf4d
@@ -29,12 +29,19 @@ def equivariance_error(
     group:FiniteGroup, # acts on input and output
     x:Tensor,          # images (B, C, H, W) or group features (B, C, G, H, W)
     elements=None,     # which elements to try; None: all
+    output:str|None=None, # 'vector': arrows (B, C, 2[, H, W]), or C and 2 in one axis
+    frequency:int=1,   # how often arrows turn while the picture turns once
 )->Tensor:             # relative error of each element (G,)
     "How far `f` is from commuting with `group`: ‖f(L_g x) − L_g f(x)‖ / ‖L_g f(x)‖."
-    elements = _check_measure(f, group, x, elements)
-    y, errors = _measurable(f(x)), []
+    elements = _check_measure(f, group, x, elements, output)
+    read = _measurable if output is None else _arrows
+    y, errors = read(f(x)), []
     for g in elements:
-        there, back = _measurable(f(act(group, g, x))), act(group, g, y)
+        there, back = read(f(act(group, g, x))), y
+        if output == 'vector':
+            back = turn_arrows(group, g, back, frequency).flatten(1, 2)   # (B, 2C, …)
+            there = there.flatten(1, 2)
+        back = act(group, g, back)
         errors.append(_relative(there, back, masked=not group.lattice[g]).cpu())
     return torch.stack(errors)
 
@@ -48,11 +55,14 @@ def _relative(there, back, masked):
     return (there - back).norm()/back.norm().clamp_min(torch.finfo(back.dtype).tiny)
 
 # %% ../nbs/foundations/equivariance.ipynb #d02e0001
-def _check_measure(f, group, x, elements):
+def _check_measure(f, group, x, elements, output):
     "The elements to try, if there is anything to try them on."
     if not callable(f):
         raise ValueError(f"f must be a module or a function, got {f!r}")
     _check_act(group, x)
+    if output not in (None, 'vector'):
+        raise ValueError("output must be None (what it looks like) or 'vector', "
+                         f"got {output!r}")
     elements = group.elements() if elements is None else _listed('elements', elements)
     if not elements:
         raise ValueError(f"elements must be at least one of 0 … {group.order - 1}, "
@@ -65,6 +75,16 @@ def _measurable(y):
         raise ValueError(f"f must return one floating tensor, got {_kind(y)}; "
                          "take one of several by lambda x: f(x)[0], and scores for labels")
     return _wide(y)
+
+def _arrows(y):
+    "An output as arrows (B, C, 2, …), in float32 at least."
+    y = _measurable(y)
+    if y.ndim in (2, 4) and y.shape[1] % 2 == 0:
+        return y.unflatten(1, (-1, 2))
+    if y.ndim in (3, 5) and y.shape[2] == 2:
+        return y
+    raise ValueError("arrows are (B, 2), (B, C, 2), (B, C, 2, H, W), or (B, 2C) and "
+                     f"(B, 2C, H, W), got {tuple(y.shape)}; reshape them")
 
 # %% ../nbs/foundations/equivariance.ipynb #0689b2ac
 def smooth_images(

@@ -24,6 +24,7 @@ from .image import _no_autocast
 from .layer import GroupConv2d, LiftingConv2d
 from .model import Classifier, Normalized, unwrapped
 from .norm import GroupBatchNorm, GroupDropout, GroupInstanceNorm, GroupLayerNorm
+from .orientation import DirectionHead, VectorPool
 from .pool import Downsample2d, GlobalPool, GroupAvgPool2d, GroupMaxPool2d
 from .pool import GroupPool, _halve
 from .sampling import BlurPool2d, MaxBlurPool2d, Upsample2d
@@ -119,6 +120,16 @@ def _separable(layer:SeparableGroupConv2d): return _in_turn(layer, 'mix', 'spati
 @fold_layer.register
 def _classifier(layer:Classifier): return _in_turn(layer, 'blocks', 'pool', 'classifier')
 
+# %% ../nbs/networks/fold.ipynb #25f13a5a
+@fold_layer.register
+def _direction(layer:DirectionHead):
+    C, G = layer.in_channels, layer.pool.group.order
+    each = torch.eye(C*G).to(layer.weight).unflatten(1, (C, G))     # (C·G, C, G)
+    sums = 'bcg...,cgi->bi...' if layer.out_channels is None else 'bcg...,cgoi->boi...'
+    new = nn.Module()
+    new.weight = nn.Parameter(layer(each).detach().unflatten(0, (C, G)))
+    return _written_out(new, lambda m, x: torch.einsum(sums, x, m.weight))
+
 # %% ../nbs/networks/fold.ipynb #d2abcf24
 _NAMES = {
     GroupBatchNorm: nn.BatchNorm3d,
@@ -176,6 +187,7 @@ _FORWARDS = {
     Upsample2d: _each_pose(Upsample2d.resample),
     GroupPool: lambda m, x: _reduced(x, m.reduce, 2),
     GlobalPool: _global_pool,
+    VectorPool: lambda m, x: torch.einsum('bcg...,gi->bci...', x, m.arrows),
     CosetPool: lambda m, x: _reduced(x[:, :, m.table], m.reduce, 3),
     Restrict: lambda m, x: x[:, :, m.table].flatten(1, 2),
     AreaPool2d: AreaPool2d.forward,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .equivariance import smooth_images
-from .group import FiniteGroup, act
+from .group import FiniteGroup, act, turn_arrows
 from .trace import Point, relative
 
 # %% ../nbs/networks/reading.ipynb #e74ce0f1
@@ -45,7 +45,7 @@ class Reading:
         if self.frequency is None:
             u = _move_poses(group, g, u)
         else:
-            u = _move_arrows(group, g, u, self.frequency)
+            u = turn_arrows(group, g, u, self.frequency)
         return self.pack(_move_places(group, g, u) if places and u.ndim > 3 else u)
 
 # %% ../nbs/networks/reading.ipynb #4add7d81
@@ -70,13 +70,6 @@ def _move_poses(group, g, u):
     if u.ndim not in (3, 5):
         return u
     return u[:, :, group.table[group.inverse(g)].to(u.device)]
-
-def _move_arrows(group, g, u, m): # (B, C, 2, …)
-    M = group.matrix(g)
-    angle, mirror = m*math.atan2(M[1, 0], M[0, 0]), torch.det(M).sign().item()
-    c, s = math.cos(angle), math.sin(angle)
-    rho = torch.tensor([[c, -s*mirror], [s, c*mirror]], device=u.device, dtype=u.dtype)
-    return torch.einsum('ij,bcj...->bci...', rho, u)
 
 # %% ../nbs/networks/reading.ipynb #9bf86dd3
 def move_maps(
