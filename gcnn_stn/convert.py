@@ -57,6 +57,7 @@ def _watch(t, kind, sources=()):
 def _marked(t, kind, sources):
     t.kind = kind
     t.gates = frozenset().union(*(s.gates for s in sources))   # linear layers behind it
+    t.makers = frozenset().union(*(s.makers for s in sources)) # who made its channels
     if _has_places(t):
         for layer in t.gates: vars(layer)['gate'] = True
     t.flat = kind == FEATURE and any(s.flat or _flattens(s, t) for s in sources)
@@ -107,6 +108,7 @@ class Context:
     grain:int=1             # new widths are multiples of it, where the old ones are
     reduce:str='mean'       # how poses are forgotten
     gates:frozenset=frozenset() # paths of linear layers whose answers return to features
+    last:frozenset=frozenset()  # paths of layers that make the channels of the answer
     path:str=''             # of the layer
     lost:list=field(default_factory=list) # squares of kernels: what a basis can't hold, all
 
@@ -121,6 +123,7 @@ class Context:
 
     def width(self, old, parts=1):
         "Of a layer that had `old` channels in some parts, as norms may have, too."
+        if self.path in self.last: return old
         unit = math.lcm(parts, self.grain) if old % self.grain == 0 else parts
         return unit*max(1, round(old*self.factor/unit))
 
@@ -321,17 +324,27 @@ def _as_image(t):
     return _watch(t.detach().clone(), IMAGE)
 
 class _Gates(_Walk):
-    "The first time: which linear layers give something back to features?"
+    "The first time: which linear layers give something back to features? Which are last?"
     def meet(self, stand_in, sources): return stand_in.layer, IMAGE
 
     def leave(self, stand_in, t, kind, sources):
         t = _watch(t, kind, sources)
         is_flat = isinstance(t, Tensor) and t.ndim == 2
         if is_flat and isinstance(stand_in.layer, nn.Linear): t.gates |= {stand_in}
+        if isinstance(t, Tensor) and _makes_channels(stand_in.layer): t.makers = {stand_in}
         return t
 
-    def found(self):
-        return frozenset(s.path for s in self.stand_ins.values() if s.gate)
+    def found(self, y):
+        "Paths of both kinds of layers, where y is the answer."
+        last = frozenset().union(*(t.makers for t in _watched(y)))
+        return dict(gates=frozenset(s.path for s in self.stand_ins.values() if s.gate),
+                    last=frozenset(s.path for s in last))
+
+def _makes_channels(layer):
+    "Has it as many channels as it likes? (A depthwise one takes what it gets.)"
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        return not 1 < layer.groups == layer.in_channels
+    return isinstance(layer, nn.Linear)
 
 class _Rules(_Walk):
     "The second time: layers are replaced."
@@ -422,8 +435,8 @@ def convert(
     _check_arguments(model, group, example, pretrained, width, reduce)
     if not model._modules: model = nn.Sequential(model)       # a single layer
     walk = _Gates(copy.deepcopy(model).eval())
-    walk.run(example)
-    context = Context(group, basis, pretrained, reduce=reduce, gates=walk.found())
+    found = walk.found(walk.run(example))
+    context = Context(group, basis, pretrained, reduce=reduce, **found)
     if width == 'same': net = _converted_copy(model, context, example)
     else: net = _as_large(model, context, example, width)
     _check_symmetry(net, example)

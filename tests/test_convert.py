@@ -151,6 +151,17 @@ def test_width(width):
     assert abs(count(convert(net, C4, x, width=width))/count(net) - 1) < .1
 
 
+@pytest.mark.parametrize('width', ['parameters', 'flops'])
+@pytest.mark.parametrize('name', ['unet', 'lraspp', 'decoder', 'squeezenet1_1'])
+def test_answer_keeps_its_channels(name, width):
+    "A class for each pixel, or for each image, stays one, however narrow the network becomes."
+    net, x = made(name)
+    new = convert(net, C4, x, width=width).eval()
+    with torch.no_grad():
+        assert answer(new, x).shape == answer(net, x).shape
+        assert off(answer(new, act(C4, 1, x)), act(C4, 1, answer(new, x))) < 1e-4
+
+
 WHY = { # network → pixels, what is said
     'vgg11_bn': (models.vgg11_bn, 64, r'classifier\.0 \(Linear\) reads each place'),
     'shufflenet': (models.shufflenet_v2_x1_0, 65, r'the code of the network itself mixes'),
