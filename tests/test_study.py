@@ -144,6 +144,42 @@ def test_killed_five_times(undisturbed, tmp_path):
     assert timeless(tmp_path) == timeless(undisturbed)
 
 
+def test_goes_on_within_a_run(tmp_path):
+    "A run that ends in its third epoch isn't begun again, and comes to the record and the weights of one that nobody disturbed."
+    unit, steps = tuple(select(GRIDS['quick'].runs(digits=1000, epochs=4, test=100), 'contender=cnn,regime=upright')), []
+
+    def lid(done, total):
+        steps.append(done)
+        if done > total/2 and len(steps) < 100: raise KeyboardInterrupt
+
+    [whole] = run_unit(unit, device='cpu')
+    with pytest.raises(KeyboardInterrupt): run_unit(unit, lid, device='cpu', unfinished=tmp_path)
+    [left] = tmp_path.iterdir()
+    state, before = torch.load(left, weights_only=True), len(steps)
+    assert len(state['history']) == 2 and left.name.startswith(unit[0].id)
+    steps += [0]*100                                                # from now on the lid stays open
+    [resumed] = run_unit(unit, lid, device='cpu', unfinished=tmp_path)
+    assert min(steps[before + 100:]) > steps[before - 1]/2          # it went on, and didn't begin
+    assert all(resumed.record[k] == whole.record[k] for k in ('weights', 'metrics', 'training'))   # weights: the hash of them
+    assert [e['loss'] for e in resumed.epochs] == [e['loss'] for e in whole.epochs]
+    assert all(resumed.record['cost'][k] > v > 0 for k, v in state['spent'].items()) and not [*tmp_path.iterdir()]
+
+
+def test_killed_within_a_run(tmp_path):
+    "The command, killed once it has a state to go on from, comes to the same; a state that can't be read is left aside."
+    more = ['--digits', '2000', '--epochs', '6', '--only', 'contender=cnn,regime=upright']
+    run(tmp_path/'whole', *more)
+    for damage in False, True:
+        out = tmp_path/str(damage)
+        process, states = start(out, *more, start_new_session=True), lambda: [*(out/'quick'/'unfinished').glob('*.pt')]
+        wait_for(lambda: states() or process.poll() is not None, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        for path in states() if damage else (): path.write_bytes(path.read_bytes()[:100])
+        run(out, *more)
+        assert records(out) == records(tmp_path/'whole') and not states()
+
+
 def test_interrupted(tmp_path):
     "Ctrl-C, which a terminal sends to all processes of the command; whoever runs the tests may have told their children to ignore it."
     process = start(tmp_path, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))

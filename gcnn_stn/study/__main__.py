@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import sys
+from contextlib import suppress
 
 import pandas as pd
 import torch
@@ -263,7 +264,7 @@ def _run_command(args, rank=0, world=1):
     if world > 1:
         _check_torchrun(runs)
     if rank:
-        return follow(functools.partial(run_unit, **how))
+        return follow(functools.partial(run_unit, **how, unfinished=out/'unfinished'))
     check_writable(out/f'{args.grid}.md')
     try:
         failed = _work(args, runs, out, how, world)
@@ -421,9 +422,11 @@ def _out_path(out):
 def _train_command(args, rank=0, world=1):
     "Do what the command line says."
     run, path = _own_run(args), _out_path(args.out)
-    result, = run_unit((run,), device=args.device, speed=_speed(args), progress=True)
+    result, = run_unit((run,), device=args.device, speed=_speed(args), progress=True,
+                       unfinished=path.parent/'unfinished')
     if rank:
         return
+    with suppress(OSError): (path.parent/'unfinished').rmdir()   # if it is empty
     record, epochs = _beside(path)
     write_atomically(path, result.weights)
     write_atomically(epochs, csv_bytes(pd.DataFrame(result.epochs)))
@@ -436,7 +439,7 @@ def train_main(
     argv=None, # arguments; None: the command line's
 )->int:        # exit status
     "The command `gcnn_stn_train`."
-    return _command(_train_arguments(), _train_command, argv, '; nothing was kept.')
+    return _command(_train_arguments(), _train_command, argv, '; start again to go on after its last whole epoch.')
 
 # %% ../../nbs/study/command.ipynb #06df4a50
 if __name__ == '__main__' and '__file__' in globals():   # not in a notebook

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
+from ..data import user_path
 from ..model import count_flops
 from .contender import build
 from .grid import Run, stack
@@ -155,7 +156,8 @@ def run_grid(
         if why := why_missing(run, out):
             _warn(f'{run.id} is done again: {why}')
     units = stack([run for run in runs if is_missing(run, out)], stacked)
-    work = functools.partial(run_unit, device=device, speed=speed)
+    work = functools.partial(run_unit, device=device, speed=speed,
+                             unfinished=user_path(out)/'unfinished')
     missing = functools.partial(is_missing, out=out)
     failed = run_missing(units, work, out, missing, engine=engine, cost=work_in,
                          progress=progress, **kwargs)

@@ -31,6 +31,7 @@ from .drift import (_check_layer, _penalized, _tapped, _turns,
                                   measure_equivariance)
 from .judge import (_check_data, _check_logits, _check_range, _measured,
                                   evaluate, pick_device, predict, same_mode)
+from .resume import Snapshot, about_run
 
 # %% ../../nbs/study/train.ipynb #726b405a
 _all_ = ['Speed', 'TrainConfig', 'evaluate', 'predict']   # at hand for whoever trains
@@ -197,6 +198,11 @@ class _Steps:
         self.done += 1
         self.bar.update()
 
+    def skip(self, steps):
+        "So many were done before the run was interrupted."
+        self.done = self.bar.initial = steps
+        self.bar.update(steps)
+
     def tell(self, loss, accuracy):
         text = f'loss {loss:.3f}, accuracy {accuracy:.3f}'
         self.bar.set_postfix_str(text, refresh=False)
@@ -250,6 +256,11 @@ class _Best:
         if accuracy is not None: self.state = copy.deepcopy(self.model.state_dict())
         about = dict(epoch=epoch, valid_accuracy=accuracy, config=asdict(self.config))
         if self.path is not None: save_checkpoint(self.path, self.model, **about)
+
+    def state_dict(self):
+        return dict(epoch=self.epoch, accuracy=self.accuracy, state=self.state)
+
+    def load_state_dict(self, state): vars(self).update(state)
 
     def restore(self):
         if self.state is not None: self.model.load_state_dict(self.state)
@@ -360,13 +371,18 @@ def _judge(model, train, valid, config, generator):
 # %% ../../nbs/study/train.ipynb #04013638
 #| code-fold: show
 #| code-summary: "Source of _run"
-def _run(model, forward, train, valid, config, best, steps, on_epoch):
-    "Epoch after epoch; yields a record of each."
+def _run(model, forward, train, valid, config, best, steps, on_epoch, snapshot):
+    "Epoch after epoch; returns a record of each."
     offsets = 0, 0, 1 << 31   # a generator on the CPU looks at the last 32 bits only
     order, exam, poses = (torch.Generator().manual_seed(config.seed + k) for k in offsets)
     optimizer, scheduler = make_optimizer(model, config, steps.total)
+    parts = dict(model=model, optimizer=optimizer, scheduler=scheduler, best=best,
+                 order=order, exam=exam, poses=poses)
+    history = snapshot.restore(parts)
+    steps.skip(steps.total*len(history)//config.epochs)
     _same_everywhere(model)
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(len(history) + 1, config.epochs + 1):
+        if config.patience and epoch - 1 - best.epoch >= config.patience: break
         steps.bar.set_description(f'epoch {epoch}/{config.epochs}')
         model.train()
         start = time.perf_counter()
@@ -376,9 +392,10 @@ def _run(model, forward, train, valid, config, best, steps, on_epoch):
         record = dict(epoch=epoch) | trained | _judge(model, train, valid, config, exam)
         best.update(epoch, record['valid_accuracy'])
         record['seconds'] = time.perf_counter() - start
+        history.append(record)
+        snapshot.keep(parts, history)
         if on_epoch is not None: on_epoch(record)
-        yield record
-        if config.patience and epoch - best.epoch >= config.patience: return
+    return history
 
 # %% ../../nbs/study/train.ipynb #65fefab3
 @contextmanager
@@ -416,6 +433,7 @@ def fit(
     speed:Speed=Speed(),     # of the training; validation is always plain
     progress=True,           # show a bar; a dict goes on to tqdm
     checkpoint=None,         # where to write the best weights, at each improvement
+    resume=None,             # a file to go on from; written after each epoch
     on_epoch=None,           # called with each epoch's record
     on_step=None,            # called every 20 steps, with the steps done and in all
 )->list: # of dicts: epoch, loss, accuracy, lr, valid_accuracy, seconds, maybe equivariance
@@ -428,12 +446,14 @@ def fit(
     config = _check_fit(model, train, valid, config, device)
     unwrapped(model.to(device)).pixel_statistics = config.mean, config.std
     train, valid = (_ready(data, model, device) for data in (train, valid))
+    snapshot = Snapshot(resume, about_run(model, train, config, speed), device)
     best = _Best(model, config, path if rank == 0 else None)
     layer, wanted = config.equivariance_layer, config.penalty > 0
     with (same_mode(model), _seeded(config.seed + (rank << 24), device),
           _bar(len(train[0]), config, progress) as bar,
           _tapped(model, layer, wanted) as net, _computing(net, speed, device) as forward):
         steps = _Steps(bar.total, bar, on_step)
-        history = list(_run(model, forward, train, valid, config, best, steps, on_epoch))
+        history = _run(model, forward, train, valid, config, best, steps, on_epoch,
+                       snapshot)
     best.restore()
     return history

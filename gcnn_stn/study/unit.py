@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import platform
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from .contender import CONTENDERS, build
 from .data import described, load_dataset
 from .grid import Run, identity
 from .record import Result, weights_path
+from .resume import _clocks, about_run, time_spent
 from .stacked import fit_stacked
 from .statistics import calibration, confusion_matrix
 from .train import Speed, fit, pick_device, predict
@@ -202,16 +202,20 @@ def run_unit(
     device=None,         # None: chosen
     speed:Speed=Speed(), # how to compute
     progress=False,      # show a bar
+    unfinished=None,     # folder for the state of a run that may be interrupted
 )->list:                 # of Result
     "Build, train and measure."
     with on_threads(unit[0].threads):
         data = load_data(unit[0].dataset)
         models = [fresh_model(run, data) for run in unit]
         how = dict(device=device, speed=speed, progress=progress, on_step=report)
-        histories, spent = _train(unit, models, data, how)
+        path = _snapshot_path(unit, models, data, speed, unfinished)
+        histories, spent = _train(unit, models, data, how, path)
         where = _circumstances(unit, models[0], data, device, speed)
         found = zip(unit, models, histories)
-        return [_result(*one, spent, data, device, where) for one in found]
+        results = [_result(*one, spent, data, device, where) for one in found]
+        if path: path.unlink(missing_ok=True)
+        return results
 
 # %% ../../nbs/study/unit.ipynb #ef0c8b00
 def fresh_model(
@@ -248,19 +252,27 @@ def counts(
 def _config(run, data):
     return replace(run.config, mean=data.mean, std=data.std, fill=data.fill)
 
-def _clocks():
-    return dict(seconds=time.perf_counter(), cpu_seconds=time.process_time())
+def _snapshot_path(unit, models, data, speed, folder):
+    "Where a run's state is kept while it is trained; None: nowhere. Stacks keep none."
+    if folder is None or len(unit) > 1: return None
+    run, = unit
+    about = about_run(models[0], _sets(run)[0], _config(run, data), speed)
+    mark = hashlib.sha256(json.dumps([about, data.hashes]).encode()).hexdigest()[:8]
+    path = user_path(folder)/f'{run.id}-{mark}.pt'
+    try: time_spent(path)
+    except ValueError: path.unlink()      # it can't be read: begin anew
+    return path
 
-def _train(unit, models, data, how):
-    "Histories of all runs, and the seconds of each."
+def _train(unit, models, data, how, path=None):
+    "Histories of all runs, and the seconds of each, those before an interruption included."
     sets = [_sets(run) for run in unit]
     configs = [_config(run, data) for run in unit]
-    start = _clocks()
+    earlier, start = time_spent(path), _clocks()
     if len(unit) == 1:
-        histories = [fit(models[0], *sets[0], configs[0], **how)]
+        histories = [fit(models[0], *sets[0], configs[0], resume=path, **how)]
     else:
         histories = fit_stacked(models, *zip(*sets), configs, **how)
-    spent = {k: (now - start[k])/len(unit) for k, now in _clocks().items()}
+    spent = {k: (earlier[k] + now - start[k])/len(unit) for k, now in _clocks().items()}
     return histories, spent
 
 # %% ../../nbs/study/unit.ipynb #b7b6c663
