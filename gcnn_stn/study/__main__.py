@@ -439,7 +439,8 @@ def train_main(
     argv=None, # arguments; None: the command line's
 )->int:        # exit status
     "The command `gcnn_stn_train`."
-    return _command(_train_arguments(), _train_command, argv, '; start again to go on after its last whole epoch.')
+    return _command(_train_arguments(), _train_command, argv,
+                    '; start again to go on after the last whole epoch.')
 
 # %% ../../nbs/study/command.ipynb #06df4a50
 if __name__ == '__main__' and '__file__' in globals():   # not in a notebook
