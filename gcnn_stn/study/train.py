@@ -446,7 +446,8 @@ def fit(
     config = _check_fit(model, train, valid, config, device)
     unwrapped(model.to(device)).pixel_statistics = config.mean, config.std
     train, valid = (_ready(data, model, device) for data in (train, valid))
-    snapshot = Snapshot(resume, about_run(model, train, config, speed), device)
+    about = {} if resume is None else about_run(model, train, config, speed)
+    snapshot = Snapshot(resume, about, device)
     best = _Best(model, config, path if rank == 0 else None)
     layer, wanted = config.equivariance_layer, config.penalty > 0
     with (same_mode(model), _seeded(config.seed + (rank << 24), device),
